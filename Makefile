@@ -1,0 +1,48 @@
+# make figures   install, fetch MNIST, run the smoke tier of every paper notebook, print the report
+# make test      install, check the house, test the notebooks of the library, pytest
+# make lab       install, open JupyterLab
+# make bench     install, print the benchmarks' ratios
+# make clean     remove what can be made again (not runs/, not the data cache)
+SHELL := bash
+.SHELLFLAGS := -euo pipefail -c
+.DEFAULT_GOAL := figures
+.DELETE_ON_ERROR:
+.PHONY: venv figures test lab bench clean
+
+# one thread a process: small layers are slower with two, and worker processes use the other cores
+export OMP_NUM_THREADS := 1
+export PIP_DISABLE_PIP_VERSION_CHECK := 1
+
+PYTHON ?= python3.11
+VENV ?= .venv
+BIN := $(VENV)/bin
+INSTALLED := $(VENV)/.installed
+
+venv: $(INSTALLED)
+
+$(INSTALLED): settings.ini setup.py constraints.txt
+	@command -v $(PYTHON) > /dev/null || { echo "make: $(PYTHON) is not here: install Python 3.11, or name another with make PYTHON=..."; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev,cluster]'
+	@touch $@
+
+figures: venv
+	$(BIN)/lth data fetch mnist
+	$(BIN)/lth run --tier smoke
+	$(BIN)/lth report --tier smoke
+
+test: venv
+	$(BIN)/lth data fetch mnist
+	$(BIN)/python -m pytest -q tests/test_house.py
+	$(BIN)/nbdev_test --n_workers 2 --skip_folder_re '^([_.]|papers)'
+	$(BIN)/python -m pytest -q -m "not gpu" --ignore=tests/test_house.py
+
+lab: venv
+	$(BIN)/jupyter lab nbs
+
+bench: venv
+	$(BIN)/python benchmarks/run.py
+
+clean:
+	rm -rf $(VENV) build dist _docs _proc figures/smoke *.egg-info .pytest_cache .hypothesis
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,0 +1,333 @@
+"""A small paper notebook in a temporary clone, run through papermill: what runs again, what does not, and what it leaves."""
+import hashlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import nbformat
+import papermill
+import pytest
+
+from lth_companion import reproduce
+from lth_companion.reproduce import (Notebook, ReproduceError, Settings, catalogue, execute, inspect, pack_path, read_params,
+                                     read_provenance, report, report_lines, report_page, select, write_table)
+
+TRIALS = '''
+import os, time
+from lth_companion.trials import Trial
+
+class Tiny(Trial):
+    kind = "tiny"
+    group_size = 1
+    x: int
+    seed: int = 0
+    sleep: float = 0.0
+
+    @classmethod
+    def run_group(cls, trials):
+        time.sleep(sum(t.sleep for t in trials))
+        for t in trials:
+            with open(os.environ["TINY_LOG"], "a") as f: f.write(t.hash + "\\n")
+            if t.x < 0: raise ValueError("x must not be negative")
+        return [{"accuracy": 90 + t.x + t.seed / 3} for t in trials]
+
+    def cost(self): return 2.0
+'''
+TITLE = "# Tiny\n> A sentence.\n\nRegenerates: figure 1; table 2\nMinutes: smoke 0.1, laptop 0.2"
+PARAMETERS = '''tier: str = "smoke"
+device: str = "auto"
+seeds: list = []
+workers: int = 1
+out: str = ""
+xs: list[int] = [0, 1]
+scale: float = 1.0
+limit: int | None = None
+sleep: float = 0.0'''
+START = '''from lth_companion.reproduce import Notebook
+from tiny_trials import Tiny
+here = Notebook("learning_to_learn", "01_tiny", tier=tier, device=device, workers=workers, out=out)'''
+RUN = "rows = here.run([Tiny(x=x, seed=s, sleep=sleep) for x in xs for s in (seeds or [100, 101])])"
+SHOW = '''from matplotlib.figure import Figure
+fig = Figure(); fig.subplots().plot(rows.x, rows.accuracy * scale)
+here.table(rows[["x", "seed", "accuracy"]], "accuracy")
+here.figure(fig, "accuracy")
+first, second = (rows[rows.x == x].accuracy.values for x in xs[:2])
+here.claim("headline-0.005", differences=second - first, seeds=seeds or [100, 101], noise=0.4)
+here.finish()'''
+
+
+def write_notebook(path, *code, title=TITLE, parameters=PARAMETERS):
+    nb = nbformat.v4.new_notebook(cells=[nbformat.v4.new_markdown_cell(title), nbformat.v4.new_code_cell(parameters, metadata={"tags": ["parameters"]})])
+    nb.cells += [nbformat.v4.new_code_cell(c) for c in code]
+    path.parent.mkdir(parents=True, exist_ok=True)
+    nbformat.write(nb, path)
+
+
+class Clone:
+    """A folder that looks like a clone, with one notebook and a log of every trial that was really run."""
+    def __init__(self, root):
+        self.root, self.log = root, root / "log.txt"
+        self.notebook = root / "nbs/papers/learning_to_learn/01_tiny.ipynb"
+        self.figures = root / "figures/smoke/learning_to_learn/01_tiny"
+        self.write()
+        (root / "tiny_trials.py").write_text(TRIALS)
+
+    def write(self, *code): write_notebook(self.notebook, *(code or (START, RUN, SHOW)))
+    def ran(self): return self.log.read_text().split() if self.log.exists() else []
+    def entry(self): return catalogue(self.root)[0]
+    def execute(self, params=(), **kw):
+        return execute(self.entry(), Settings(self.root, workers=1, **kw), read_params(params, [self.entry()])[self.entry().label])
+
+
+@pytest.fixture
+def clone(tmp_path, monkeypatch):
+    made = Clone(tmp_path / "clone")
+    monkeypatch.setenv("PYTHONPATH", str(made.root))
+    monkeypatch.setenv("TINY_LOG", str(made.log))
+    monkeypatch.syspath_prepend(str(made.root))
+    for name in ("LTH_RUNS", "LTH_DRY_RUN", "LTH_FORCE", "LTH_PLUGINS", "LTH_PACK_EVERY"): monkeypatch.delenv(name, raising=False)
+    yield made
+    sys.modules.pop("tiny_trials", None)
+
+
+def test_run_skip_rerun_and_byte_equal_outputs(clone):
+    first = clone.execute()
+    assert first.state == "done", first.text
+    assert len(clone.ran()) == 4
+    names = {"accuracy.csv", "accuracy.svg", "accuracy.png", "claims.json", "provenance.json"}
+    assert {p.name for p in clone.figures.iterdir()} == names
+    before = {n: (clone.figures / n).read_bytes() for n in names - {"provenance.json"}}
+    assert before["accuracy.csv"] == b"x,seed,accuracy\n0,100,123.333\n0,101,123.667\n1,100,124.333\n1,101,124.667\n"
+    made = read_provenance(clone.figures)
+    assert made["seeds"] == [100, 101] and made["trials"]["count"] == 4 and made["trained"] == 4 and made["device"] == "cpu"
+    assert made["parameters"]["xs"] == [0, 1] and set(made["outputs"]) == names - {"provenance.json"}
+    assert all(hashlib.sha256(before[n]).hexdigest() == sha for n, sha in made["outputs"].items())
+    executed = clone.root / "runs/notebooks/smoke/learning_to_learn/01_tiny.ipynb"
+    assert "injected-parameters" in executed.read_text()
+
+    assert clone.execute().state == "unchanged"                     # nothing to do
+    (clone.figures / "accuracy.csv").write_text("x\n")              # an altered output is made again, without a trial
+    assert clone.execute().state == "done"
+    assert {n: (clone.figures / n).read_bytes() for n in before} == before and len(clone.ran()) == 4
+
+    clone.write(START, RUN, SHOW.replace('"accuracy")\nhere.figure', '"numbers")\nhere.figure'))   # another source
+    assert clone.execute().state == "done" and len(clone.ran()) == 4
+    assert (clone.figures / "numbers.csv").read_bytes() == before["accuracy.csv"]
+    assert not (clone.figures / "accuracy.csv").exists()            # what the older version left is gone
+
+    forced = clone.execute(force=True)
+    assert forced.state == "done" and len(clone.ran()) == 8 and (clone.figures / "numbers.csv").read_bytes() == before["accuracy.csv"]
+
+
+def test_parameters_reach_the_notebook_and_make_it_run_again(clone):
+    assert clone.execute().state == "done"
+    second = clone.execute(["xs=0,2", "seeds=[100]", "limit=None"])
+    assert second.state == "done" and len(clone.ran()) == 5          # x=0 of seed 100 was there already
+    assert (clone.figures / "accuracy.csv").read_text() == "x,seed,accuracy\n0,100,123.333\n2,100,125.333\n"
+    assert clone.execute(["xs=0,2", "seeds=100"]).state == "unchanged"
+
+
+def test_another_out_folder(clone, tmp_path):
+    assert clone.execute(out=str(tmp_path / "elsewhere")).state == "done"
+    assert (tmp_path / "elsewhere/smoke/learning_to_learn/01_tiny/provenance.json").exists() and not clone.figures.exists()
+
+
+def test_dry_run_counts_and_writes_nothing(clone):
+    plan = clone.execute(dry_run=True)
+    assert (plan.state, plan.text) == ("planned", "4 trials, 0 cached, about 8 core-seconds")
+    assert not clone.ran() and not (clone.root / "figures").exists() and not (clone.root / "runs/notebooks").exists()
+    clone.execute(["xs=0"], out=str(clone.root / "other"))
+    assert clone.execute(dry_run=True).text == "4 trials, 2 cached, about 4 core-seconds"
+    clone.write(START, RUN, "more = here.run([Tiny(x=9)])", SHOW)     # a second sweep is planned once the first is there
+    assert "what later cells add" in clone.execute(dry_run=True).text
+    clone.write(START, RUN, SHOW)
+    clone.execute()
+    assert clone.execute(dry_run=True).text == "4 trials, 4 cached, about 0 core-seconds"
+
+
+@pytest.mark.parametrize("pair, sentence", [
+    ("sedes=1", "no chosen notebook has a parameter 'sedes': did you mean 'seeds'?"),
+    ("seeds=0,one", "the parameter 'seeds' wants list, not '0,one'"),
+    ("scale=nan", "the parameter 'scale' wants float, not 'nan': for example -p scale=1.0"),
+    ("xs=1.5", "wants list[int]"),
+    ("limit=few", "wants int | None"),
+    ("scale", "-p wants name=value"),
+    ("tier=laptop", "write --tier laptop"),
+])
+def test_bad_parameters(clone, pair, sentence):
+    with pytest.raises(ReproduceError) as caught: read_params([pair], catalogue(clone.root))
+    assert sentence in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_a_parameter_known_to_one_of_several_notebooks(clone):
+    write_notebook(clone.notebook.with_name("02_other.ipynb"), "1", parameters='tier: str = "smoke"\nk: int = 3')
+    entries = catalogue(clone.root)
+    assert read_params(["k=4", "xs=7"], entries) == {"learning_to_learn/01_tiny": {"xs": [7]}, "learning_to_learn/02_other": {"k": 4}}
+    with pytest.raises(ReproduceError, match="'xs'"): read_params(["xs=7"], select(entries, ["learning/02"]))
+
+
+def test_inspect_agrees_with_papermill(clone):
+    ours, theirs = inspect(clone.entry()), papermill.inspect_notebook(str(clone.notebook))
+    simple = {n: p for n, p in ours.items() if n != "limit"}          # papermill's pattern misses `int | None`
+    assert {n: p.annotation for n, p in simple.items()} == {n: p["inferred_type_name"] for n, p in theirs.items() if n in simple}
+    assert {n: repr(p.default) for n, p in simple.items()} == {n: p["default"].replace('"', "'") for n, p in theirs.items() if n in simple}
+
+
+def test_notebooks_that_lack_something(clone):
+    write_notebook(clone.notebook, "1", parameters="tier = 'smoke'")
+    with pytest.raises(ReproduceError, match="lacks its type"): inspect(clone.notebook)
+    clone.notebook.write_text(nbformat.writes(nbformat.v4.new_notebook()))
+    with pytest.raises(ReproduceError, match="no cell with the tag 'parameters'"): inspect(clone.notebook)
+    clone.notebook.write_text("{")
+    with pytest.raises(ReproduceError, match="no readable notebook"): catalogue(clone.root)
+
+
+def test_a_failing_cell(clone):
+    clone.write(START, "def broken():\n    raise KeyError('first line\\nsecond line')\nbroken()")
+    outcome = clone.execute()
+    executed = clone.root / "runs/notebooks/smoke/learning_to_learn/01_tiny.ipynb"
+    assert outcome.state == "failed" and executed.exists()
+    assert "learning_to_learn/01_tiny failed in cell [" in outcome.text and "KeyError" in outcome.text and str(executed) in outcome.text
+    assert "\n" not in outcome.text and not (clone.figures / "provenance.json").exists()
+
+
+def test_a_notebook_that_does_not_finish(clone):
+    clone.write(START, RUN)
+    outcome = clone.execute()
+    assert outcome.state == "failed" and "here.finish()" in outcome.text
+
+
+def test_failing_trials_fail_the_notebook_and_keep_the_others(clone):
+    outcome = clone.execute(["xs=0,-1,1"])
+    assert outcome.state == "failed" and "2 of 6 trials failed (x must not be negative)" in outcome.text
+    assert len(clone.ran()) == 6
+    assert clone.execute().state == "done" and len(clone.ran()) == 6  # 0 and 1 were kept
+
+
+def test_kill_9_then_the_same_command(clone, tmp_path):
+    """A sweep killed in the middle goes on where it was; its table equals an uninterrupted one's, byte for byte."""
+    command = [sys.executable, "-m", "lth_companion.cli_main_for_tests"]
+    command = [sys.executable, "-c", "import sys; from lth_companion.cli import main; sys.exit(main())", "run", "learning/01", "--repo", str(clone.root),
+               "-p", "xs=0,1,2,3,4", "-p", "sleep=0.5", "--workers", "2"]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, start_new_session=True)
+    deadline = time.time() + 90
+    while len(clone.ran()) < 3 and time.time() < deadline: time.sleep(0.05)
+    os.kill(process.pid, signal.SIGKILL)
+    process.wait()
+    time.sleep(2.5)                                                  # the kernel and its workers notice and end
+    before = len(clone.ran())
+    time.sleep(1.2)
+    assert 3 <= before < 10 and len(clone.ran()) == before, "workers outlived the killed command"
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert len(set(clone.ran())) == 10 and len(clone.ran()) <= 10 + 2  # at most the two in flight are run again
+    one = (clone.figures / "accuracy.csv").read_bytes()
+    assert clone.execute(["xs=0,1,2,3,4", "sleep=0.5"], force=True).state == "done"
+    assert (clone.figures / "accuracy.csv").read_bytes() == one
+
+
+def test_a_pack_makes_a_fresh_clone_train_nothing(clone, tmp_path, monkeypatch):
+    assert clone.execute(tier="laptop").state == "done"
+    laptop = clone.root / "figures/laptop/learning_to_learn"
+    pack = pack_path(clone.root / "figures", "laptop", "learning_to_learn")
+    assert pack.exists() and len(clone.ran()) == 4
+    table, packed = (laptop / "01_tiny/accuracy.csv").read_bytes(), pack.read_bytes()
+
+    monkeypatch.setenv("LTH_RUNS", str(tmp_path / "fresh"))
+    for p in (laptop / "01_tiny").iterdir(): p.unlink()
+    assert clone.execute(tier="laptop").state == "done"
+    assert len(clone.ran()) == 4 and (laptop / "01_tiny/accuracy.csv").read_bytes() == table and pack.read_bytes() == packed
+
+    other = START.replace("01_tiny", "02_other")                      # a second notebook adds its trials to the pack
+    write_notebook(clone.notebook.with_name("02_other.ipynb"), other, "rows = here.run([Tiny(x=7), Tiny(x=0, seed=100)])", "here.finish()")
+    entry = catalogue(clone.root)[1]
+    assert execute(entry, Settings(clone.root, tier="laptop", workers=1)).state == "done" and len(clone.ran()) == 5
+    from lth_companion.trials import read_pack
+    assert len(read_pack(pack)) == 5
+    clone.execute(["xs=0,9"], tier="laptop")                          # x=1 is used by nobody now; x=0 and x=7 are
+    assert len(read_pack(pack)) == 2 + 2 + 1
+
+
+def test_a_long_sweep_packs_as_it_goes(clone, monkeypatch):
+    monkeypatch.setenv("LTH_PACK_EVERY", "0.5")
+    monkeypatch.setenv("LTH_RUNS", str(clone.root / "runs"))
+    monkeypatch.chdir(clone.root)
+    import tiny_trials
+    here = Notebook("learning_to_learn", "01_tiny", tier="laptop")
+    sizes = []
+    monkeypatch.setattr(here, "pack", lambda: (Notebook.pack(here), sizes.append(pack_path(here.figures, "laptop", "learning_to_learn").stat().st_size)))
+    here.run([tiny_trials.Tiny(x=x, sleep=0.2) for x in range(6)])
+    assert len(sizes) >= 3 and sizes[0] < sizes[-1]
+
+
+def test_force_trains_shared_trials_once_per_command(clone):
+    clone.execute()
+    write_notebook(clone.notebook.with_name("02_other.ipynb"), START.replace("01_tiny", "02_other"), RUN, "here.finish()")
+    forced, settings = str(clone.root / "forced"), Settings(clone.root, workers=1, force=True)
+    for entry in catalogue(clone.root): assert execute(entry, settings, {}, forced=forced).state == "done"
+    assert len(clone.ran()) == 8
+
+
+def test_a_notebook_opened_without_arguments(clone, monkeypatch):
+    """As in JupyterLab: the notebook's own folder, nothing injected."""
+    monkeypatch.chdir(clone.notebook.parent)
+    out = clone.root / "as_in_lab.ipynb"
+    papermill.execute_notebook(str(clone.notebook), str(out), kernel_name="python3", progress_bar=False, cwd=str(clone.notebook.parent))
+    made = read_provenance(clone.figures)
+    assert made["tier"] == "smoke" and made["trials"]["count"] == 4 and (clone.root / "runs/results").is_dir()
+    assert any("image/png" in o.get("data", {}) for c in nbformat.read(out, 4).cells if c.cell_type == "code" for o in c.outputs)
+    assert clone.execute().state == "unchanged"                       # the command line sees the same provenance
+
+
+def test_the_kernel_is_this_interpreter(clone, tmp_path, monkeypatch):
+    """Even where another kernel is installed under the name python3."""
+    spec = tmp_path / "jupyter/kernels/python3"
+    spec.mkdir(parents=True)
+    (spec / "kernel.json").write_text(json.dumps({"argv": ["/bin/false"], "display_name": "x", "language": "python"}))
+    monkeypatch.setenv("JUPYTER_PATH", str(tmp_path / "jupyter"))
+    clone.write(START, f"import sys, os; assert sys.executable == {sys.executable!r} and os.environ['OMP_NUM_THREADS'] == '1', sys.executable", "here.finish()")
+    outcome = clone.execute()
+    assert outcome.state == "done", outcome.text
+
+
+def test_report_counts_only_what_provenance_vouches_for(clone):
+    clone.execute()
+    found = report(clone.root, "smoke")
+    row = next(r for r in found.rows if r["claim"] == "headline-0.005")
+    assert row["n"] == 2 and row["measured"] == pytest.approx(1.0) and row["verdict"] == "undecided" and not found.left_out
+    lines = report_lines(found)
+    assert len(lines) == len(found.rows) and all(l.count("\t") == 8 and "\n" not in l for l in lines)
+    assert any(l.startswith("undecided\tlearning_to_learn/headline-0.005\t") for l in lines)
+    page = report_page(found, catalogue(clone.root))
+    assert "src='learning_to_learn/01_tiny/accuracy.svg'" in page and "<script" not in page and page == report_page(found, catalogue(clone.root))
+    claims = clone.figures / "claims.json"
+    claims.write_text(claims.read_text().replace("1.0", "9.0"))
+    altered = report(clone.root, "smoke")
+    assert {r["n"] for r in altered.rows} == {0} and "left out" in altered.left_out[0]
+
+
+def test_a_claim_that_no_ledger_lists(clone, monkeypatch):
+    monkeypatch.chdir(clone.root)
+    here = Notebook("learning_to_learn", "01_tiny")
+    with pytest.raises(ReproduceError, match="did you mean 'headline-0.005'"): here.claim("headline-0.05", [1.0], [100])
+    with pytest.raises(ReproduceError, match="no notebook"): Notebook("learning_to_learn", "01_tin")
+    with pytest.raises(ReproduceError, match="plain file name"): here._file("../x.csv")
+
+
+def test_tables_hide_the_last_bits(tmp_path):
+    import pandas as pd
+    df = pd.DataFrame({"a": [0.1 + 0.2, 1e-17 - 1e-17, 12345678.0], "b": [[1, 2], None, True]})
+    write_table(df, tmp_path / "a.csv")
+    write_table(df.assign(a=[0.3, -0.0, 12345678.0]), tmp_path / "b.csv")
+    assert (tmp_path / "a.csv").read_bytes() == (tmp_path / "b.csv").read_bytes() == b'a,b\n0.3,"[1, 2]"\n0,\n1.23457e+07,True\n'
+    two = pd.DataFrame([[1.0, 2.0]], columns=pd.MultiIndex.from_tuples([("x", "mean"), ("x", "sd")]), index=pd.Index(["s"], name="scorer"))
+    write_table(two, tmp_path / "c.csv")
+    assert (tmp_path / "c.csv").read_text() == "scorer,x mean,x sd\ns,1,2\n"
+
+
+def test_library_hash_follows_the_modules():
+    assert reproduce.library_hash() == reproduce.library_hash() and len(reproduce.library_hash()) == 64
