@@ -22,6 +22,7 @@ venv: $(INSTALLED)
 
 $(INSTALLED): settings.ini setup.py constraints.txt
 	@command -v $(PYTHON) > /dev/null || { echo "make: $(PYTHON) is not here: install Python 3.11, or name another with make PYTHON=..."; exit 1; }
+	@echo "make: installing into $(VENV) (a few minutes the first time)"
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev,cluster]'
 	@touch $@

@@ -164,7 +164,7 @@ def choose(settings, words) -> list:
         raise ReproduceError(f"{odd} does not run at tier {settings.tier}: choose one of {', '.join(next(e for e in chosen if e.label == odd).tiers)}")
     return fitting
 
-# %% ../nbs/36_cli.ipynb #281d0ac0
+# %% ../nbs/36_cli.ipynb #4d6d1bf2
 def run_all(entries, settings, given) -> bool:
     "Run notebooks one after another and say what became of each; True if all is done."
     outcomes = []
@@ -174,7 +174,7 @@ def run_all(entries, settings, given) -> bool:
             try: outcome = execute(entry, settings, given[entry.label], watch.trials, os.path.join(scratch, "forced"))
             except KeyboardInterrupt:
                 watch.say(f"{entry.label}\tinterrupted")
-                raise ReproduceError("interrupted: every finished trial is kept, and the same command goes on from there") from None
+                raise reproduce.Interrupted("interrupted: every finished trial is kept, and the same command goes on from there") from None
             outcomes.append(outcome)
             watch.end(outcome)
     failed = [o for o in outcomes if o.state == "failed"]

@@ -170,15 +170,16 @@ def _letters(table):
     shared = [members for members in cells.values() if len(members) > 1]
     return {chr(97 + k): members for k, members in enumerate(shared)}
 
-# %% ../nbs/34_plots.ipynb #3ba32342
+# %% ../nbs/34_plots.ipynb #26fd7252
 @styled
-def heatmap(df, row="first", column="second", value="accuracy", cls=None, order=None, centre=None, limits=None, width=COLUMN, height=None, title="", decimals=1, ax=None):
+def heatmap(df, row="first", column="second", value="accuracy", cls=None, order=None, centre=None, limits=None, width=COLUMN, height=None, title="", decimals=1, mark=None, ax=None):
     """Figure of a table of cells: `df` has one row a cell (columns `row`, `column`, `value`), repeated ones are averaged.
 
     `cls` names a column of equality classes: cells of one class share a letter and an outline. With `centre` the colours diverge from it.
+    `mark` names a column of text put after the number ("*").
     `order` (list, or two lists for rows and columns) fixes the axes. Raises ValueError for a missing column or an empty table.
     """
-    _need(df, row, column, value, *([cls] if cls else []))
+    _need(df, row, column, value, *[name for name in (cls, mark) if name])
     if df.empty: raise ValueError("A heat map needs at least one cell.")
     rows, columns = order if order and not isinstance(order[0], str) else (order or list(dict.fromkeys(df[row])), order or list(dict.fromkeys(df[column])))
     grid = df.pivot_table(index=row, columns=column, values=value, aggfunc="mean").reindex(index=rows, columns=columns)
@@ -190,10 +191,12 @@ def heatmap(df, row="first", column="second", value="accuracy", cls=None, order=
     mesh = ax.pcolormesh(z, cmap=cmap, vmin=low, vmax=high if high > low else low + 1, edgecolors="white", linewidth=0.6)
     letters = _letters(df.drop_duplicates([row, column]).pivot(index=row, columns=column, values=cls).reindex(index=rows, columns=columns)) if cls else {}
     letter_of = {cell: letter for letter, members in letters.items() for cell in members}
+    marks = df.drop_duplicates([row, column]).set_index([row, column])[mark].to_dict() if mark else {}
     for (r, c), number in np.ndenumerate(grid.to_numpy(dtype=float)):
         if np.isnan(number): ax.text(c + 0.5, r + 0.5, "–", ha="center", va="center", color="#888888"); continue
         ink = "white" if lightness(cmap(mesh.norm(number))) < 55 else "black"
-        ax.text(c + 0.5, r + 0.5, f"{number:+.{decimals}f}" if centre is not None else f"{number:.{decimals}f}", ha="center", va="center", color=ink, fontsize=6.5)
+        said = (f"{number:+.{decimals}f}" if centre is not None else f"{number:.{decimals}f}") + marks.get((rows[r], columns[c]), "")
+        ax.text(c + 0.5, r + 0.5, said, ha="center", va="center", color=ink, fontsize=6.5)
         if (r, c) in letter_of: ax.text(c + 0.93, r + 0.08, letter_of[r, c], ha="right", va="top", color=ink, fontsize=6, style="italic")
     for members in letters.values(): _outline(ax, set(members))
     ax.set_xticks(np.arange(len(columns)) + 0.5, columns, rotation=30, ha="right"); ax.set_yticks(np.arange(len(rows)) + 0.5, rows)

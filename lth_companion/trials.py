@@ -67,7 +67,7 @@ def defaults(model: type, prefix="") -> dict:
             if isinstance(kind, type) and issubclass(kind, BaseModel): out |= defaults(kind, f"{prefix}{name}.")
     return out
 
-# %% ../nbs/30_trials.ipynb #a16bcedd
+# %% ../nbs/30_trials.ipynb #8c225bde
 KINDS: dict[str, type] = {}  # kind -> its class; filled as classes are defined
 
 class Trial(BaseModel):
@@ -103,7 +103,7 @@ class Trial(BaseModel):
     def hash(self) -> str:
         "The sha256 of `identity`; ValueError if the description would not give this trial back."
         if type(self).model_validate_json(dumps(self.identity["fields"])) != self:
-            raise ValueError(f"a {self.kind} trial cannot be rebuilt from its description: use plain fields and the models as annotated")
+            raise ValueError(f"a {self.kind} trial cannot be rebuilt from its description: use plain fields, and models as annotated")
         return digest(self.identity)
 
     def model_copy(self, *, update=None, deep=False):
@@ -147,7 +147,7 @@ def decode(text):
     "The value that `dumps(encode(value))` was made from."
     return json.loads(text, object_hook=_unwrap)
 
-# %% ../nbs/30_trials.ipynb #406763e8
+# %% ../nbs/30_trials.ipynb #bdd1895e
 def _envelope(body: bytes) -> bytes:
     return b'{"sha256":"%s","record":%s}\n' % (hashlib.sha256(body).hexdigest().encode(), body)
 
@@ -162,9 +162,10 @@ def opened(line: bytes) -> bytes | None:
 
 def unseal(line: bytes, hash: str) -> dict | None:
     "The record, or None unless it is whole and belongs to `hash`."
-    body = opened(line)
-    record = decode(body) if body else {}
-    return record if record.get("hash") == hash == digest(record.get("trial")) else None
+    try:
+        record = decode(opened(line))
+        return record if record["hash"] == hash == digest(record["trial"]) and "result" in record else None
+    except (TypeError, ValueError, KeyError, RecursionError): return None
 
 # %% ../nbs/30_trials.ipynb #03c949b4
 class StoreError(RuntimeError): "The store of results cannot be used; the message names the mend."
@@ -222,7 +223,7 @@ def read_pack(path) -> dict[str, bytes]:
                       "git checkout restores it.", stacklevel=3)
     return good
 
-# %% ../nbs/30_trials.ipynb #57d46567
+# %% ../nbs/30_trials.ipynb #95a67091
 @functools.cache
 def _lock_file(path): return os.open(path, os.O_RDWR | os.O_CREAT, 0o666)  # never closed: closing would drop the locks
 
@@ -267,7 +268,7 @@ class Store:
         "Write these trials (default: all) into one file, byte-equal for equal results; returns how many."
         wanted = {_hash(h): self.record(h) for h in (self.hashes() if hashes is None else hashes)}
         missing = [h for h, record in wanted.items() if record is None]
-        if missing: raise StoreError(f"{len(missing)} of {len(wanted)} trials to pack have no result, {missing[0][:12]} among them: run them first")
+        if missing: raise StoreError(f"{len(missing)} of {len(wanted)} trials to pack have no result ({missing[0][:12]} ...): run them first")
         write_pack(path, wanted.values())
         return len(wanted)
 
@@ -294,7 +295,8 @@ class Store:
             with open(probe := self.root / f".{uuid.uuid4().hex}.tmp", "w") as file: file.write("probe")
             probe.unlink()
         except OSError as error:
-            raise StoreError(f"The store {self.root} cannot be written ({error.strerror}): mend its permissions or choose another folder with LTH_RUNS") from None
+            raise StoreError(f"The store {self.root} cannot be written ({error.strerror}): mend its permissions, "
+                             "or choose another folder with LTH_RUNS") from None
 
     def claim(self, trial, on=True) -> bool:
         "Take (or, with `on=False`, give back) a trial; False if another living process has it."
@@ -342,7 +344,7 @@ def _environment() -> dict:
         with contextlib.suppress(importlib.metadata.PackageNotFoundError): found[p] = importlib.metadata.version(p)
     return {"python": platform.python_version(), "machine": platform.machine(), "host": platform.node(), **found}
 
-# %% ../nbs/30_trials.ipynb #09059b5a
+# %% ../nbs/30_trials.ipynb #575e9ba2
 _active = contextvars.ContextVar("store of the present run", default=None)
 
 def active_store() -> Store | None:
@@ -366,7 +368,8 @@ def run_here(kind: type, trials: list, root=None) -> list[dict]:
         return run_here(kind, trials[:half], root) + run_here(kind, trials[half:], root)
     seconds, total = time.perf_counter() - start, sum(t.cost() for t in trials) or 1
     common = {"group": len(trials), "date": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()), **_environment()}
-    return [{"result": text, "meta": {"seconds": seconds * t.cost() / total, **common, **meta}} for t, text, meta in zip(trials, texts, metas)]
+    return [{"result": text, "meta": {"seconds": seconds * t.cost() / total, **common, **meta}}
+            for t, text, meta in zip(trials, texts, metas)]
 
 # %% ../nbs/30_trials.ipynb #ba504acc
 def run_there(reference: str, rows: list, plugins="", root=None) -> list[dict]:
@@ -480,7 +483,7 @@ def groups(trials: list, workers: int = 1, slack: float = 1.1) -> list[list]:
         if _span(parts, workers) < 0.99 * _span(best, workers): best = parts
     return best
 
-# %% ../nbs/30_trials.ipynb #77bdef47
+# %% ../nbs/30_trials.ipynb #cb1a12dc
 def _time(seconds: float) -> str:
     for unit, name in ((3600, "h"), (60, "min")):
         if seconds >= unit: return f"{seconds / unit:.1f} {name}"
@@ -489,11 +492,10 @@ def _time(seconds: float) -> str:
 class Progress:
     'Shows how a sweep goes: `how` is "bar", "plain", "silent" (or False), or None for what suits the output.'
     def __init__(self, total: int, cached: int, cost: float, how=None):
-        self.total, self.cached, self.cost = total, cached, cost
+        self.total, self.cost = total, cost
         self.how = {True: None, False: "silent"}.get(how, how)
-        self.ran = self.failed = self.elsewhere = self.paid = 0
+        self.counts, self.paid, self.elsewhere, self.told = Counter(cached=cached), 0, 0, cached
         self.start = self.spoke = time.monotonic()
-        self.told = self.cached
 
     def __enter__(self):
         from rich.console import Console
@@ -504,32 +506,36 @@ class Progress:
         if self.how == "bar":
             self.bar = Bar(BarColumn(), TextColumn("{task.description}"), console=console)
             self.bar.start()
-            self.task = self.bar.add_task(self.text(), total=self.total, completed=self.cached)
+            self.task = self.bar.add_task(self.text(), total=self.total, completed=self.told)
         return self
 
     def __exit__(self, *error):
         if self.how == "bar": self.update(), self.bar.stop()
         elif self.how == "plain": print(self.text(), flush=True)
 
-    @property
-    def done(self): return self.cached + self.ran + self.failed
+    def add(self, what: str, cost: float):
+        "Count a trial as cached (by another run), ran or failed."
+        self.counts[what] += 1
+        if what == "cached": self.cost -= cost
+        else: self.paid += cost
 
     def text(self) -> str:
-        seconds = max(time.monotonic() - self.start, 1e-9)
-        notes = [f"{self.cached} cached"] * bool(self.cached) + [f"{self.failed} failed"] * bool(self.failed)
-        if self.paid: notes += [f"{60 * (self.ran + self.failed) / seconds:,.1f} a minute"]
-        notes += [f"{_time(seconds * (self.cost - self.paid) / self.paid)} left" if self.paid and self.done < self.total else _time(seconds)]
-        notes += [f"waiting for {self.elsewhere} of another run"] * bool(self.elsewhere)
-        return f"{self.done}/{self.total} trials ({', '.join(notes)})"
+        seconds, done = max(time.monotonic() - self.start, 1e-9), self.counts.total()
+        notes = [f"{self.counts[what]} {what}" for what in ("cached", "failed") if self.counts[what]]
+        if self.paid: notes += [f"{60 * (done - self.counts['cached']) / seconds:,.1f} a minute"]
+        if self.paid and done < self.total: notes += [f"{_time(seconds * (self.cost - self.paid) / self.paid)} left"]
+        else: notes += [_time(seconds)]
+        if self.elsewhere: notes += [f"waiting for {self.elsewhere} of another run"]
+        return f"{done}/{self.total} trials ({', '.join(notes)})"
 
     def update(self):
-        now = time.monotonic()
-        if self.how == "bar": self.bar.update(self.task, description=self.text(), completed=self.done)
-        elif self.how == "plain" and now - self.spoke > (10 if self.done - self.told >= 0.05 * self.total else 60):
-            self.spoke, self.told = now, self.done
+        now, done = time.monotonic(), self.counts.total()
+        if self.how == "bar": self.bar.update(self.task, description=self.text(), completed=done)
+        elif self.how == "plain" and now - self.spoke > (10 if done - self.told >= 0.05 * self.total else 60):
+            self.spoke, self.told = now, done
             print(self.text(), flush=True)
 
-# %% ../nbs/30_trials.ipynb #33c8f000
+# %% ../nbs/30_trials.ipynb #4f5563de
 class Sweep:
     "The state of one `run`: `results` and `failures` by hash grow as groups end."
     def __init__(self, waiting, store, pool, workers, force, bar, on_done):
@@ -566,21 +572,23 @@ class Sweep:
                 continue
             self.claimed[t.hash] = t
             if (result := self.store.get(t)) is None: mine.append(t)
-            else: self.end(t, result)
+            else: self.end(t, "cached", result)
         return mine
 
     def submit(self, group: list) -> Future:
         kind, root = type(group[0]), None if self.force else str(self.store.root.absolute())
         if isinstance(self.pool, InProcess) or _local(group[0]): return InProcess().submit(run_here, kind, group, root)
         rows = [(t.hash, dumps(t.identity["fields"])) for t in group]
-        return self.pool.submit(run_there, _reference(kind), rows, os.environ.get("LTH_PLUGINS", ""), root)
+        try: return self.pool.submit(run_there, _reference(kind), rows, os.environ.get("LTH_PLUGINS", ""), root)
+        except BrokenExecutor:
+            raise RuntimeError("The given executor has lost its workers: give a new one; finished trials are stored") from None
 
     def collect(self):
         "Wait for something to end, and settle it."
         self.bar.elsewhere = len(self.elsewhere)
         if not self.flying and self.elsewhere:  # all that is left runs elsewhere: look again
             time.sleep(0.2)
-            self.queue.extend([t] for t in self.elsewhere)
+            self.queue.extend(groups(self.elsewhere, self.workers))
             self.elsewhere = []
         for future in wait(list(self.flying), timeout=30, return_when=FIRST_COMPLETED).done: self.settle(future)
         self.bar.update()
@@ -605,24 +613,20 @@ class Sweep:
         if t.hash in self.results or t.hash in self.failures: return
         if "failed" in outcome:
             write_file(self.note(t), f"{dumps(t.identity)}\n{outcome['failed']}\n{outcome['traceback']}".encode())
-            return self.end(t, None, failed=outcome["failed"])
+            return self.end(t, "failed", outcome["failed"])
         result, meta = decode(outcome["result"]), outcome["meta"]
         self.store.put(t, result, meta)
         self.note(t).unlink(missing_ok=True)
         self.seconds += meta["seconds"]
-        self.end(t, result, ran=True)
+        self.end(t, "ran", result)
         if self.on_done: self.on_done(t, result)
 
     def note(self, t): return self.store.root / "failed" / f"{t.hash}.txt"  # the traceback of the last failure
 
-    def end(self, t, result, ran=False, failed=None):
+    def end(self, t, what, value):
         "Enter a trial in the books and give it back."
-        if failed is None: self.results[t.hash] = result
-        else: self.failures[t.hash] = failed
-        self.bar.ran, self.bar.failed = self.bar.ran + ran, self.bar.failed + (failed is not None)
-        self.bar.cached += not ran and failed is None
-        if ran or failed: self.bar.paid += t.cost()
-        else: self.bar.cost -= t.cost()
+        (self.failures if what == "failed" else self.results)[t.hash] = value
+        self.bar.add(what, t.cost())
         self.release(t)
 
     def release(self, t):
@@ -652,7 +656,7 @@ def table(trials: list, results: dict, failures: dict | None = None) -> pd.DataF
     frame["failed"] = pd.Series([(failures or {}).get(t.hash) for t in trials], dtype=object)
     return frame
 
-# %% ../nbs/30_trials.ipynb #ee0dfe52
+# %% ../nbs/30_trials.ipynb #bb78a880
 def run(trials, store=None, workers: int = 1, executor: Executor | None = None, force=False, progress=None, on_done=None) -> pd.DataFrame:
     """Run the trials that have no result yet; one row a trial in the order asked (see `table`), duplicates included.
 
@@ -676,15 +680,17 @@ def run(trials, store=None, workers: int = 1, executor: Executor | None = None, 
         waiting = sorted(groups(todo, places(pool, workers)), key=lambda g: bool(_local(g[0])))  # what must run here comes last
         with Progress(len(distinct), len(found), sum(t.cost() for t in todo), progress) as bar:
             sweep = Sweep(waiting, store, pool, workers, force, bar, on_done)
-            if not isinstance(pool, InProcess) and (why := _local(waiting[-1][0])): print(f"Some trials run in this process: {why}.", file=sys.stderr)
+            if not isinstance(pool, InProcess) and (why := _local(waiting[-1][0])):
+                print(f"Some trials run in this process: {why}.", file=sys.stderr)
             try: sweep.go()
             except KeyboardInterrupt:
-                print(f"Interrupted: {bar.done} of {bar.total} trials are stored; the same call goes on from there.", file=sys.stderr)
+                kept = bar.counts["cached"] + bar.counts["ran"]
+                print(f"Interrupted: {kept} of {bar.total} trials are stored; the same call goes on from there.", file=sys.stderr)
                 raise
             finally:
                 if executor is None: pool.shutdown(cancel_futures=True)
                 else: [future.cancel() for future in sweep.flying]
-        results, failures, core_seconds, ran = found | sweep.results, sweep.failures, sweep.seconds, bar.ran
+        results, failures, core_seconds, ran = found | sweep.results, sweep.failures, sweep.seconds, bar.counts["ran"]
     frame = table(trials, results, failures)
     frame.attrs = {"distinct": len(distinct), "cached": len(results) - ran, "ran": ran, "failed": len(failures),
                    "seconds": time.monotonic() - start, "core_seconds": core_seconds, "failures": failures}

@@ -63,6 +63,7 @@ here.finish()'''
 def write_notebook(path, *code, title=TITLE, parameters=PARAMETERS):
     nb = nbformat.v4.new_notebook(cells=[nbformat.v4.new_markdown_cell(title), nbformat.v4.new_code_cell(parameters, metadata={"tags": ["parameters"]})])
     nb.cells += [nbformat.v4.new_code_cell(c) for c in code]
+    nb.metadata["kernelspec"] = {"name": "python3", "display_name": "python3", "language": "python"}
     path.parent.mkdir(parents=True, exist_ok=True)
     nbformat.write(nb, path)
 
@@ -89,6 +90,7 @@ def clone(tmp_path, monkeypatch):
     monkeypatch.setenv("PYTHONPATH", str(made.root))
     monkeypatch.setenv("TINY_LOG", str(made.log))
     monkeypatch.syspath_prepend(str(made.root))
+    reproduce.library_hash.cache_clear()
     for name in ("LTH_RUNS", "LTH_DRY_RUN", "LTH_FORCE", "LTH_PLUGINS", "LTH_PACK_EVERY"): monkeypatch.delenv(name, raising=False)
     yield made
     sys.modules.pop("tiny_trials", None)
@@ -195,6 +197,14 @@ def test_a_failing_cell(clone):
     assert "\n" not in outcome.text and not (clone.figures / "provenance.json").exists()
 
 
+def test_a_kernel_that_dies(clone):
+    clone.write(START, "import os, sys; print('last words', file=sys.__stderr__, flush=True); os.kill(os.getpid(), 9)")
+    outcome = clone.execute()
+    log = clone.root / "runs/notebooks/smoke/learning_to_learn/01_tiny.log"
+    assert outcome.state == "failed" and "its kernel" in outcome.text and "fewer --workers" in outcome.text and str(log) in outcome.text
+    assert "\n" not in outcome.text and log.exists()
+
+
 def test_a_notebook_that_does_not_finish(clone):
     clone.write(START, RUN)
     outcome = clone.execute()
@@ -210,7 +220,6 @@ def test_failing_trials_fail_the_notebook_and_keep_the_others(clone):
 
 def test_kill_9_then_the_same_command(clone, tmp_path):
     """A sweep killed in the middle goes on where it was; its table equals an uninterrupted one's, byte for byte."""
-    command = [sys.executable, "-m", "lth_companion.cli_main_for_tests"]
     command = [sys.executable, "-c", "import sys; from lth_companion.cli import main; sys.exit(main())", "run", "learning/01", "--repo", str(clone.root),
                "-p", "xs=0,1,2,3,4", "-p", "sleep=0.5", "--workers", "2"]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, start_new_session=True)
@@ -253,7 +262,7 @@ def test_a_pack_makes_a_fresh_clone_train_nothing(clone, tmp_path, monkeypatch):
 
 
 def test_a_long_sweep_packs_as_it_goes(clone, monkeypatch):
-    monkeypatch.setenv("LTH_PACK_EVERY", "0.5")
+    monkeypatch.setenv("LTH_PACK_EVERY", "0.01")
     monkeypatch.setenv("LTH_RUNS", str(clone.root / "runs"))
     monkeypatch.chdir(clone.root)
     import tiny_trials

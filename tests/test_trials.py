@@ -98,7 +98,7 @@ def test_identity_is_pinned():
     "A change of this hash would orphan every stored result."
     assert Plain(density=0.5).identity == {"kind": "test-plain", "fields": {"density": 0.5}, "versions": {}}
     assert Plain(density=0.5, recipe=Recipe(lr=0.05), layers={"b": 1, "a": 0.25}).hash == \
-        "PINNED"
+        "570c5f356ed0b1d8166424eb81fdc4172539559d709717051a8fab07521520de"
 
 
 def test_equal_values_have_one_identity():
@@ -494,6 +494,14 @@ def test_any_executor(tmp_path, make):
     with make() as executor:
         table = quiet(logged(tmp_path, 12), tmp_path / "s", executor=executor)
         assert table["square"].tolist() == [n**2 for n in range(12)] and executor.submit(int, 3).result() == 3
+
+
+def test_a_given_executor_that_breaks_says_so(tmp_path):
+    trials = logged(tmp_path, 3)
+    trials[2] = trials[2].model_copy(update={"action": "die"})
+    with concurrent.futures.ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as executor:
+        with pytest.raises(RuntimeError, match="executor has lost its workers"): quiet(trials, tmp_path / "s", executor=executor)
+    assert quiet(trials[:2], tmp_path / "s").attrs["cached"] == 2
 
 
 def test_dask(tmp_path):

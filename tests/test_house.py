@@ -1,0 +1,220 @@
+"""What the files around the library promise each other: pins, packaging, notebooks, imports."""
+import ast, copy, filecmp, json, re, shutil, subprocess, sys
+from configparser import ConfigParser
+from importlib import metadata
+from pathlib import Path
+
+import pytest
+import yaml
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
+
+ROOT = Path(__file__).parent.parent
+CHAPTERS = sorted((ROOT/'nbs').glob('[0-9][0-9]_*.ipynb'))
+PAPERS = sorted((ROOT/'nbs'/'papers').glob('*/[0-9][0-9]_*.ipynb'))
+MODULES = sorted(p for p in (ROOT/'lth_companion').rglob('*.py') if not p.name.startswith('_'))
+named = dict(ids=lambda p: f'{p.parent.name}/{p.stem}')
+
+
+def settings():
+    parser = ConfigParser(delimiters=['='])
+    parser.read(ROOT/'settings.ini')
+    return parser['DEFAULT']
+
+
+def wanted():
+    "The direct requirements by canonical name."
+    s = settings()
+    found = [Requirement(r) for kind in ('requirements', 'dev_requirements', 'cluster_requirements') for r in s[kind].split()]
+    return {canonicalize_name(r.name): r for r in found}
+
+
+def pins():
+    lines = [line for line in (ROOT/'constraints.txt').read_text().splitlines() if line and not line.startswith('#')]
+    assert all(re.fullmatch(r'[\w.-]+==[\w.]+', line) for line in lines), 'a line of constraints.txt is no plain pin (name==version, no local tag)'
+    return {canonicalize_name(name): version for name, version in (line.split('==') for line in lines)}
+
+
+def cells(path): return json.loads(path.read_text())['cells']
+def source(cell): return cell['source'] if isinstance(cell['source'], str) else ''.join(cell['source'])
+
+
+# ---------------------------------------------------------------- pins and packaging
+
+def test_constraints_pin_what_settings_ask_for():
+    for name, requirement in wanted().items():
+        assert requirement.specifier.contains(pins()[name]), f'{requirement} is pinned to {pins()[name]}'
+
+
+def test_constraints_pin_everything_that_gets_installed():
+    "Every package that ours needs here, however far down, has a pin, and the pin is what is installed."
+    todo, seen = [('lth_companion', {'dev', 'cluster'})], set()
+    while todo:
+        name, extras = todo.pop()
+        for line in metadata.requires(name) or []:
+            r = Requirement(line)
+            if r.marker and not any(r.marker.evaluate({'extra': extra}) for extra in extras | {''}): continue
+            if (key := canonicalize_name(r.name)) in seen: continue
+            try: version = metadata.version(r.name)
+            except metadata.PackageNotFoundError: continue   # torch's CUDA packages, where torch is a CPU build
+            seen.add(key)
+            todo.append((r.name, r.extras))
+            if key in ('setuptools', 'pip', 'wheel') or key.startswith(('nvidia-', 'cuda-', 'triton')): continue   # torch pins its own
+            assert pins().get(key) == version.partition('+')[0], f'{key} {version} is here; constraints.txt says {pins().get(key)}'
+    assert len(seen) > 80
+
+
+def test_environment_says_the_same():
+    listed = yaml.safe_load((ROOT/'environment.yml').read_text())['dependencies']
+    own = dict(line.split('==') for line in listed[-1]['pip'] if '==' in line)
+    assert own == {name: pins()[name] for name in wanted()}
+    assert f"python={settings()['min_python']}" in listed
+
+
+def test_setup_gives_every_dynamic_field():
+    s, about = settings(), metadata.metadata('lth_companion')
+    assert (about['Version'], about['Summary']) == (s['version'], s['description']), 'installed from other settings: run `make venv`'
+    assert about['License-Expression'] or about['License'] == 'Apache-2.0'
+    assert s['author'] in (about['Author'] or about['Author-email']) and about['Requires-Python'] == '>=' + s['min_python']
+    assert set(about.get_all('Provides-Extra')) == {'dev', 'cluster'} and len(about.get_all('Classifier')) >= 4
+    assert {canonicalize_name(Requirement(r).name) for r in about.get_all('Requires-Dist')} == set(wanted())
+    points = {e.name: e.value for e in metadata.distribution('lth_companion').entry_points if e.group == 'console_scripts'}
+    assert points == {'lth': 'lth_companion.cli:main'}
+    assert callable(metadata.distribution('lth_companion').entry_points['lth'].load())
+
+
+def test_wheel_carries_the_tables(tmp_path):
+    "A built wheel has every module and every file under tables."
+    for part in ('lth_companion', 'settings.ini', 'setup.py', 'pyproject.toml', 'README.md'):
+        (shutil.copytree if (ROOT/part).is_dir() else shutil.copy)(ROOT/part, tmp_path/part)
+    code = "from setuptools import build_meta; build_meta.build_wheel('out')"
+    (tmp_path/'out').mkdir()
+    done = subprocess.run([sys.executable, '-c', code], cwd=tmp_path, capture_output=True, text=True)
+    if 'No module named' in done.stderr: pytest.skip('setuptools is not installed here; pip brings its own when it builds')
+    assert not done.returncode, done.stderr
+    import zipfile
+    inside = set(zipfile.ZipFile(next((tmp_path/'out').glob('*.whl'))).namelist())
+    due = {str(p.relative_to(ROOT)) for p in (ROOT/'lth_companion').rglob('*') if p.is_file() and '__pycache__' not in p.parts}
+    assert due - inside == set() and any('tables/' in name for name in due)
+
+
+def test_versions_agree():
+    version = settings()['version']
+    assert yaml.safe_load((ROOT/'CITATION.cff').read_text())['version'] == version
+    assert f'## {version}' in (ROOT/'CHANGELOG.md').read_text()
+    assert f'__version__ = "{version}"' in (ROOT/'lth_companion'/'__init__.py').read_text()
+    assert 'Apache License' in (ROOT/'LICENSE').read_text() and 'END OF TERMS' in (ROOT/'LICENSE').read_text()
+
+
+# ---------------------------------------------------------------- the library
+
+def test_modules_are_what_the_notebooks_export(tmp_path):
+    for part in ('nbs', 'lth_companion', 'settings.ini', 'pyproject.toml'):
+        if (ROOT/part).is_dir(): shutil.copytree(ROOT/part, tmp_path/part, ignore=shutil.ignore_patterns('__pycache__', '.ipynb_checkpoints'))
+        else: shutil.copy(ROOT/part, tmp_path/part)
+    for module in (tmp_path/'lth_companion').glob('*.py'): module.unlink()   # one that no notebook exports does not come back
+    subprocess.run([sys.executable, '-c', 'from nbdev.doclinks import nbdev_export; nbdev_export()'], cwd=tmp_path, check=True, timeout=120)
+    here, there = (ROOT/'lth_companion', tmp_path/'lth_companion')
+    names = {p.name for folder in (here, there) for p in folder.glob('*.py')}
+    _, different, missing = filecmp.cmpfiles(here, there, names, shallow=False)
+    assert not different + missing, f'run nbdev_export: {", ".join(sorted(different + missing))} is not what nbs/ exports'
+    assert filecmp.cmp(ROOT/'pyproject.toml', tmp_path/'pyproject.toml', shallow=False), 'run nbdev_export: pyproject.toml'
+
+
+def test_init_re_exports_nothing():
+    body = ast.parse((ROOT/'lth_companion'/'__init__.py').read_text()).body
+    assert [ast.unparse(node) for node in body] == [f"__version__ = '{settings()['version']}'"]
+
+
+def imported(tree):
+    "(module, names) of every import in a tree; relative ones as lth_companion.*"
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import): yield from ((alias.name, []) for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            base = '.'.join(filter(None, ['lth_companion', node.module])) if node.level else node.module
+            yield base, [alias.name for alias in node.names]
+
+
+@pytest.mark.parametrize('path', MODULES, **named)
+def test_nothing_is_unpickled(path):
+    tree = ast.parse(path.read_text())
+    banned = {'cPickle', '_pickle', 'dill', 'cloudpickle', 'shelve', 'marshal'} | ({'pickle'} if path.stem != 'data' else set())
+    assert not {name.split('.')[0] for name, _ in imported(tree)} & banned
+    called = [ast.unparse(node) for node in ast.walk(tree) if isinstance(node, (ast.Attribute, ast.keyword))]
+    for text in called:
+        assert not re.fullmatch(r'(torch|pickle|joblib)\.(load|loads)', text) and text != 'allow_pickle=True', text
+    if path.stem == 'data':   # the one reader: a subclass of Unpickler that finds no name but its own
+        uses = {node.attr for node in ast.walk(tree) if isinstance(node, ast.Attribute) and ast.unparse(node.value) == 'pickle'}
+        assert uses == {'Unpickler', 'UnpicklingError'}
+        reader = next(n for n in ast.walk(tree) if isinstance(n, ast.ClassDef) and 'pickle.Unpickler' in map(ast.unparse, n.bases))
+        assert 'find_class' in {n.name for n in reader.body if isinstance(n, ast.FunctionDef)}
+
+
+def exported_as(path):
+    "The module that a chapter exports."
+    found = [m[1] for cell in cells(path) if (m := re.match(r'#\|\s*default_exp\s+(\S+)', source(cell)))]
+    assert len(found) == 1, f'{path.name} needs one default_exp'
+    return found[0]
+
+
+def test_chapters_and_modules_match():
+    assert len(CHAPTERS) >= 10
+    assert sorted(map(exported_as, CHAPTERS)) == sorted(p.stem for p in MODULES if p.parent == ROOT/'lth_companion')
+    numbers = [p.name[:2] for p in CHAPTERS]
+    assert len(numbers) == len(set(numbers))
+
+
+@pytest.mark.parametrize('path', CHAPTERS, **named)
+def test_chapter_imports_only_earlier_ones(path):
+    order = [exported_as(p) for p in CHAPTERS]
+    mine = order.index(exported_as(path))
+    tree = ast.parse((ROOT/'lth_companion'/f'{order[mine]}.py').read_text())
+    uses = set()
+    for name, names in imported(tree):
+        if name == 'lth_companion': uses |= set(names)
+        elif name and name.startswith('lth_companion.'): uses.add(name.split('.')[1])
+    late = {u for u in uses if u in order and order.index(u) >= mine}
+    assert not late, f'{path.name} imports {late}, which come later'
+
+
+# ---------------------------------------------------------------- notebooks
+
+@pytest.mark.parametrize('path', CHAPTERS + PAPERS, **named)
+def test_notebook_is_clean(path):
+    "As nbdev_clean would leave it (outputs stay), with stable ids of its own."
+    from nbdev.clean import clean_nb
+    from execnb.nbio import dict2nb, nb2dict
+    raw = json.loads(path.read_text())
+    ids = [cell.get('id') for cell in raw['cells']]
+    assert all(ids) and len(ids) == len(set(ids)), 'cells need ids that differ'
+    nb = dict2nb(copy.deepcopy(raw))
+    before = nb2dict(copy.deepcopy(nb))
+    clean_nb(nb, allowed_cell_metadata_keys=['tags'])
+    assert nb2dict(nb) == before, f'run nbdev_clean --fname {path.relative_to(ROOT)}'
+    assert path.read_text().endswith('}\n')
+
+
+def test_paper_notebooks_are_there(): assert {p.parent.name for p in PAPERS} >= {'learning_to_learn'}
+
+
+@pytest.mark.parametrize('path', PAPERS, **named)
+def test_one_cell_of_annotated_parameters(path):
+    tagged = [cell for cell in cells(path) if 'parameters' in cell['metadata'].get('tags', [])]
+    assert len(tagged) == 1 and tagged[0]['cell_type'] == 'code'
+    body = ast.parse(source(tagged[0])).body
+    assert all(isinstance(node, ast.AnnAssign) and node.value is not None for node in body), 'every parameter needs its type and a default'
+    names = [node.target.id for node in body]
+    assert {'tier', 'device', 'seeds', 'workers', 'out'} <= set(names)
+    defaults = {node.target.id: ast.literal_eval(node.value) for node in body}
+    assert defaults['tier'] == 'smoke'   # opened in JupyterLab it runs at the smoke tier
+
+
+@pytest.mark.parametrize('path', PAPERS, **named)
+def test_paper_notebooks_export_nothing(path):
+    assert not any(re.match(r'#\|\s*(default_exp|export)', source(cell)) for cell in cells(path))
+
+
+@pytest.mark.parametrize('path', CHAPTERS + PAPERS, **named)
+def test_notebook_begins_with_title_and_sentence(path):
+    first = source(cells(path)[0]).strip().splitlines()
+    assert cells(path)[0]['cell_type'] == 'markdown' and first[0].startswith('# ') and any(line.startswith('> ') for line in first[1:])
