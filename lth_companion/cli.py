@@ -17,22 +17,22 @@ from .reproduce import (TIERS, ReproduceError, Settings, catalogue, check_tier, 
     inspect, pack_path, read_params, report_lines, report_page, resolve_device, runs_folder, select)
 from . import reproduce
 
-# %% ../nbs/36_cli.ipynb #905a2eb2
+# %% ../nbs/36_cli.ipynb #2a12fe58
 def on_terminal() -> bool:
     "Whether stdout is a terminal."
     return sys.stdout.isatty()
 
-def show_table(title, columns, rows, styles=None) -> None:
-    "Rows of text: a table on a terminal, a tab-separated line each elsewhere."
+def show_table(title, columns, rows, styles=None, kind=None) -> None:
+    "Rows of text: a table on a terminal, a tab-separated line each elsewhere (which begins with `kind`, if given)."
     rows = [[" ".join(str(c).split()) for c in row] for row in rows]
     if not on_terminal():
-        for row in rows: print("\t".join(row))
+        for row in rows: print("\t".join([kind] * bool(kind) + row))
         return
     from rich.console import Console
     from rich.table import Table
     from rich.text import Text
     table = Table(title=title, title_justify="left", header_style="bold", show_edge=False)
-    for column in columns: table.add_column(column)
+    for i, column in enumerate(columns): table.add_column(column, no_wrap=i == 0)
     for row in rows: table.add_row(*[Text(c, style=(styles or {}).get(c, "")) for c in row])
     Console().print(table)
 
@@ -95,7 +95,7 @@ def _settle_paths():
         if os.getcwd() not in sys.path: sys.path.append(os.getcwd())
     if path: os.environ["PYTHONPATH"] = os.pathsep.join(dict.fromkeys(str(Path(p).resolve()) for p in path))
 
-# %% ../nbs/36_cli.ipynb #e5e33efa
+# %% ../nbs/36_cli.ipynb #1471cc0d
 Repo = Annotated[str, typer.Option("--repo", metavar="FOLDER", help="The clone, if not the current folder's.")]
 Out = Annotated[str, typer.Option("--out", metavar="FOLDER", help="Folder of the figures.  [default: figures in the clone]")]
 
@@ -107,12 +107,12 @@ def list_(repo: Repo = ""):
     """
     from lth_companion.scorers import SCORERS, load_plugins
     load_plugins()
-    scorers = [("scorer", name, f"version {SCORERS[name].version}", _origin(SCORERS[name])) for name in SCORERS]
+    scorers = [(name, f"version {SCORERS[name].version}", _origin(SCORERS[name])) for name in SCORERS]
     entries = catalogue(find_root(repo)) if repo or _in_clone() else None
     minutes = lambda e: ", ".join(f"{t} {e.minutes[t]:g} min" if t in e.minutes else t for t in e.tiers)
-    show_table("Notebooks: lth run PAPER/NOTEBOOK --tier TIER", ("", "notebook", "regenerates", "tiers and minutes", "title"),
-        [("notebook", e.label, "; ".join(e.regenerates), minutes(e), e.title) for e in entries or ()])
-    show_table("Scorers", ("", "name", "version", "from"), scorers)
+    show_table("Notebooks: lth run PAPER/NOTEBOOK --tier TIER", ("notebook", "regenerates", "tiers and minutes", "title"),
+        [(e.label, "; ".join(e.regenerates), minutes(e), e.title) for e in entries or ()], kind="notebook")
+    show_table("Scorers", ("scorer", "version", "from"), scorers, kind="scorer")
     if entries is None: find_root(repo) # raises: the scorers are only half of what was asked
 
 def _in_clone():
@@ -123,12 +123,12 @@ def _origin(scorer):
     module = getattr(scorer, "__module__", "") or type(scorer).__module__
     return "lth_companion" if module.startswith("lth_companion") else module
 
-# %% ../nbs/36_cli.ipynb #6e4fcd37
+# %% ../nbs/36_cli.ipynb #6e961fa0
 @app.command()
 def run(
     what: Annotated[Optional[list[str]], typer.Argument(metavar="[PAPER[/NOTEBOOK] ...]", help="Names or unique prefixes; all papers if none.", show_default=False)] = None,
     tier: Annotated[str, typer.Option(help="smoke (minutes), laptop (hours), gpu, or paper (the papers' own counts).")] = "smoke",
-    device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N; auto is the CPU at tiers smoke and laptop.")] = "auto",
+    device: Annotated[str, typer.Option(help="auto, cpu or cuda; auto is the CPU at tiers smoke and laptop.")] = "auto",
     workers: Annotated[Optional[int], typer.Option(metavar="N", min=1, help="Worker processes.  [default: one a core; one on a GPU]", show_default=False)] = None,
     param: Annotated[Optional[list[str]], typer.Option("-p", metavar="NAME=VALUE", help="A parameter of the notebooks; may be repeated.", show_default=False)] = None,
     out: Out = "",

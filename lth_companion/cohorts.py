@@ -311,7 +311,7 @@ def padded(ticket:Ticket, recipe:Recipe) -> tuple:
     full = (next(iter(ticket.weights.values())).shape[1], *(w.shape[0] for w in ticket.weights.values()))
     return tuple(coarse(len(u), f) for u, f in zip(block_units(ticket, recipe), full))
 
-# %% ../nbs/13_cohorts.ipynb #be44f04e
+# %% ../nbs/13_cohorts.ipynb #5d8e0e68
 SPARSE_BELOW = .2
 
 def engine(ticket:Ticket, device:str='cpu') -> str:
@@ -358,7 +358,7 @@ def _train_group(name, tickets, data, recipe, seed, level):
     while active:
         state.epoch(active, order(seed, epoch, n, level).numpy())
         test, val = state.epoch(active, split='test'), state.epoch(active, split=split) if split else {}
-        left = [m for m in active if not runs[m].epoch(*test[m], val[m][0] if split else None)]
+        left = [m for m in active if not runs[m].epoch(*test[m], *(val[m] if split else ()))]
         for m in left:
             runs[m].result.engine = name
             if runs[m].result.diverged is None: runs[m].result.ticket, runs[m].result.gradient = state.ticket(m), state.gradient(m)

@@ -217,7 +217,7 @@ def _pretrained(trial, net):
         step(net, opt, *d.batch(d.train_x, d.train_y, i.to(d.train_y.device)))
     return net
 
-# %% ../nbs/31_experiments.ipynb #8fd0d7fa
+# %% ../nbs/31_experiments.ipynb #77031c6b
 def _key(trial, ticket, level) -> str:
     d = _load(trial)
     return digest({'ticket': ticket.digest, 'data': [d.id, d.checksum, trial.train_size, trial.validation], 'level': level,
@@ -225,10 +225,12 @@ def _key(trial, ticket, level) -> str:
                    'versions': {k: _VERSIONS[k] for k in ('data', 'training', 'cohort')}})
 
 def _summary(result, recipe) -> dict:
-    "What the store keeps of a training: histories to six decimals, and the accuracies read off."
+    "What the store keeps of a training: histories to six decimals, and the accuracies read off; with a validation split its histories too."
+    held_out = {'validation_losses': [round(v, 6) for v in result.stop_losses], 'validation_accuracies': [round(v, 2) for v in result.stop_accuracies]}
     return {'accuracy': result.accuracy, 'epochs': result.stopped, 'iterations': result.iterations, 'diverged': result.diverged,
             'accuracy_fixed': result.accuracy_at(recipe.min_epochs) if recipe.min_epochs else None, 'engine': result.engine,
-            'losses': [round(v, 6) for v in result.losses], 'accuracies': [round(v, 2) for v in result.accuracies]}
+            'losses': [round(v, 6) for v in result.losses], 'accuracies': [round(v, 2) for v in result.accuracies],
+            **(held_out if result.stop_losses else {})}
 
 def train_tickets(trial:TicketTrial, tickets:list[Ticket], level:int=0, need_weights:bool=False) -> list[tuple[dict, Ticket, dict]]:
     "For each ticket: summary, trained ticket and last gradient (both None where remembered and not needed). Each distinct ticket trains once."

@@ -206,7 +206,7 @@ def heatmap(df, row="first", column="second", value="accuracy", cls=None, order=
     fig.colorbar(mesh, ax=ax, shrink=0.85, aspect=25).outline.set_linewidth(0.5)
     return fig
 
-# %% ../nbs/34_plots.ipynb #b3db0dd6
+# %% ../nbs/34_plots.ipynb #a7a38137
 @styled
 def forest(df, label="label", mean="mean", low="low", high="high", reported="reported", noise=None, width=TEXT, height=None, xlabel="difference in test accuracy (points)", title="", ax=None):
     """Figure of one interval a row of `df` (columns `label`, `mean`, `low`, `high`; `reported`, n and noise where present).
@@ -224,7 +224,7 @@ def forest(df, label="label", mean="mean", low="low", high="high", reported="rep
     if reported in df and df[reported].notna().any():
         ax.plot(df[reported], y, "D", color=COLOURS["synflow"], markerfacecolor="white", markeredgewidth=1, linestyle="none", label="reported", zorder=4)
     names = [f"{row[label]} (n = {row['n']:.0f})" if "n" in df and pd.notna(row["n"]) else str(row[label]) for _, row in df.iterrows()]
-    ax.set_yticks(y, names); ax.invert_yaxis(); ax.grid(axis="y", visible=False)
+    ax.set_yticks(y, names); ax.set_ylim(len(df) - 0.4, -0.6); ax.grid(axis="y", visible=False)
     ax.set(xlabel=xlabel, title=title)
     fig.legend(loc="outside lower center", ncols=3)
     return fig

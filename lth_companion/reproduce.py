@@ -48,20 +48,19 @@ def check_tier(tier: str) -> str:
     if tier in TIERS: return tier
     raise ReproduceError(f"there is no tier {tier!r}: {suggest(tier, TIERS)}")
 
-# %% ../nbs/35_reproduce.ipynb #9da77cc1
+# %% ../nbs/35_reproduce.ipynb #00d943a2
 def resolve_device(
-    device: str = "auto", # auto, cpu, cuda or cuda:N
+    device: str = "auto", # auto, cpu or cuda
     tier: str = "smoke",
-) -> str:
-    "The device that a trial will name; `ReproduceError` for one that this machine lacks."
+) -> str: # cpu or cuda: the class of device that a trial names
+    "The device that a notebook will use; `ReproduceError` for one that this machine lacks."
+    if device not in ("auto", "cpu", "cuda"):
+        raise ReproduceError(f"there is no device {device!r}: choose auto, cpu or cuda (CUDA_VISIBLE_DEVICES picks one of several)")
     if device == "cpu" or (device == "auto" and tier in ON_CPU): return "cpu"
-    if not re.fullmatch(r"auto|cuda(:\d+)?", device):
-        raise ReproduceError(f"there is no device {device!r}: choose auto, cpu, cuda or cuda:N")
     import torch
-    count = torch.cuda.device_count() if torch.cuda.is_available() else 0
-    if device == "auto": return "cuda" if count else "cpu"
-    if count > int(device.partition(":")[2] or 0): return device
-    raise ReproduceError(f"no {device} device is available here: use --device cpu, or install a CUDA build of torch on a machine with an NVIDIA GPU")
+    if torch.cuda.is_available(): return "cuda"
+    if device == "auto": return "cpu"
+    raise ReproduceError("no CUDA device is available here: use --device cpu, or a CUDA build of torch on a machine with an NVIDIA GPU")
 
 # %% ../nbs/35_reproduce.ipynb #144a1d65
 def find_root(

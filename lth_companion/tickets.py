@@ -128,16 +128,14 @@ Ticket.digest = property(_digest, doc='sha256 of the effective weights, the mask
 Ticket.apply = _apply
 Ticket.apply.__doc__ = 'Write the effective weights (and `rest`) into `model`, in place; a `TicketError` if they do not fit.'
 
-# %% ../nbs/00_tickets.ipynb #057ec2b3
+# %% ../nbs/00_tickets.ipynb #4fd2ec93
 def _save(ticket:Ticket, path) -> Path:
     "Write the ticket to one safetensors file (whole or not at all); the path."
     from safetensors.torch import save
     tensors = {}
     for name, w in ticket.weights.items():
         tensors[f'weights/{name}'] = w.cpu().contiguous()
-        bits = np.packbits(ticket.masks[name].cpu().numpy().astype(bool).ravel()) if w.dtype != torch.bfloat16 \
-            else np.packbits(ticket.masks[name].float().cpu().numpy().astype(bool).ravel())
-        tensors[f'masks/{name}'] = torch.from_numpy(bits)
+        tensors[f'masks/{name}'] = torch.from_numpy(np.packbits(ticket.masks[name].bool().cpu().numpy().ravel()))
     tensors |= {f'rest/{n}': t.cpu().contiguous() for n, t in ticket.rest.items()}
     meta = {'format': 'lth_companion.ticket', 'version': '1',
             'names': json.dumps(list(ticket.weights)), 'rest': json.dumps(list(ticket.rest))}
@@ -145,7 +143,7 @@ def _save(ticket:Ticket, path) -> Path:
     part.write_bytes(save(tensors, meta)); part.replace(path)
     return path
 
-# %% ../nbs/00_tickets.ipynb #348e44dc
+# %% ../nbs/00_tickets.ipynb #aeb5b0bb
 def _load(cls, path) -> Ticket:
     "The ticket in the file at `path`; a `TicketError` in one sentence if it is missing, damaged or no ticket."
     from safetensors import safe_open, SafetensorError
@@ -160,8 +158,9 @@ def _load(cls, path) -> Ticket:
             rest = {n: f.get_tensor(f'rest/{n}') for n in json.loads(meta['rest'])}
             masks = {}
             for n, w in weights.items():
-                bits = np.unpackbits(f.get_tensor(f'masks/{n}').numpy(), count=w.numel())
-                masks[n] = torch.from_numpy(bits).reshape(w.shape).to(w.dtype)
+                packed = f.get_tensor(f'masks/{n}').numpy()
+                if packed.dtype != np.uint8 or packed.shape != (-(-w.numel() // 8),): raise ValueError(f'the mask of {n} has another size')
+                masks[n] = torch.from_numpy(np.unpackbits(packed, count=w.numel())).reshape(w.shape).to(w.dtype)
     except TicketError: raise
     except (SafetensorError, OSError, KeyError, TypeError, ValueError) as e:
         raise TicketError(f'{path} is not a readable ticket ({str(e).splitlines()[0][:80]}); copy it again or make it anew.') from None

@@ -51,13 +51,14 @@ class Stopper:
         elif loss > self.best: self.count += 1
         return self.count >= self.patience
 
-# %% ../nbs/12_training.ipynb #e394eb7f
+# %% ../nbs/12_training.ipynb #8e515e19
 @dataclass
 class Result:
-    "What a training gave: one entry an epoch in `losses` and `accuracies` (test; %), and in `stop_losses` if a validation split stopped it."
+    "What a training gave: one entry an epoch in `losses` and `accuracies` (test; %), and in `stop_losses` and `stop_accuracies` with a validation split."
     losses: list = field(default_factory=list)
     accuracies: list = field(default_factory=list)
     stop_losses: list = field(default_factory=list)
+    stop_accuracies: list = field(default_factory=list)
     stopped: int = 0                 # epochs until the stop (of those run)
     iterations: int = 0              # steps until the stop
     diverged: int | None = None      # the first epoch whose loss was not finite
@@ -81,17 +82,17 @@ class Result:
             raise ValueError(f'This run has {self.epochs} epochs, not {epochs}; train with min_epochs={epochs}.')
         return self.accuracies[min(epochs, self.epochs) - 1]
 
-# %% ../nbs/12_training.ipynb #a827455a
+# %% ../nbs/12_training.ipynb #05969f08
 class Progress:
     "Keeps a `Result` epoch by epoch and knows when its training is over; the one place that applies a recipe's stopping rule."
     def __init__(self, recipe:Recipe, steps:int):
         self.recipe, self.steps, self.result, self.stopper = recipe, steps, Result(), Stopper(recipe.patience)
 
-    def epoch(self, loss:float, accuracy:float, stop_loss:float=None) -> bool:
-        "Note one epoch; True if the training goes on."
+    def epoch(self, loss:float, accuracy:float, stop_loss:float=None, stop_accuracy:float=None) -> bool:
+        "Note one epoch (test, and the split that stops the run where that is another); True if the training goes on."
         r, recipe = self.result, self.recipe
         r.losses.append(loss); r.accuracies.append(accuracy)
-        if stop_loss is not None: r.stop_losses.append(stop_loss)
+        if stop_loss is not None: r.stop_losses.append(stop_loss); r.stop_accuracies.append(stop_accuracy)
         if not r.stopped and (self.stopper.seen(loss if stop_loss is None else stop_loss) or r.epochs == recipe.max_epochs): r.stopped = r.epochs
         if not math.isfinite(loss):      # SGD does not come back from NaN: further epochs would repeat this one
             r.diverged = r.epochs
@@ -134,7 +135,7 @@ def evaluate(model, data, split:str='test', batch_size:int=1000) -> tuple[float,
     model.train(was)
     return loss / len(y), 100 * right / len(y)
 
-# %% ../nbs/12_training.ipynb #5dd4b98d
+# %% ../nbs/12_training.ipynb #510f3bf0
 def stop_split(recipe:Recipe, data) -> str | None:
     "The split that stops the run where it is not the test set; an error where the data have none."
     if recipe.stop_on == 'test': return None
@@ -160,7 +161,7 @@ def train(model, data, recipe:Recipe=Recipe(), masks=None, seed:int=0, level:int
         for indices in order(seed, e, n, level).to(data.train_y.device).split(recipe.batch_size):
             x, y = data.batch(data.train_x, data.train_y, indices, recipe.augment, draws)
             step(model, opt, x.to(dtype), y, weights, mask_list)
-        on = run.epoch(*evaluate(model, data), evaluate(model, data, split)[0] if split else None)
+        on = run.epoch(*evaluate(model, data), *(evaluate(model, data, split) if split else ()))
         if on_epoch: on_epoch(model, run.result)
     if run.result.diverged is None:
         run.result.ticket = Ticket.of(model, masks)

@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['KINDS', 'ONE_THREAD', 'CANNOT_START', 'dumps', 'digest', 'canonical', 'changed_fields', 'defaults', 'Trial', 'encode',
            'decode', 'seal', 'opened', 'unseal', 'StoreError', 'write_file', 'read_file', 'write_pack', 'read_pack',
-           'Store', 'reason', 'one_thread', 'active_store', 'run_here', 'run_there', 'InProcess', 'Workers', 'places',
-           'groups', 'Progress', 'Sweep', 'table', 'run', 'estimate', 'Idle']
+           'Store', 'reason', 'one_thread', 'Interrupts', 'active_store', 'run_here', 'run_there', 'InProcess',
+           'Workers', 'places', 'groups', 'Progress', 'Sweep', 'table', 'run', 'estimate', 'Idle']
 
 # %% ../nbs/30_trials.ipynb #537c96f1
 import contextlib, contextvars, functools, gzip, hashlib, heapq, importlib.metadata, importlib.util, json, lzma, math
@@ -344,7 +344,38 @@ def _environment() -> dict:
         with contextlib.suppress(importlib.metadata.PackageNotFoundError): found[p] = importlib.metadata.version(p)
     return {"python": platform.python_version(), "machine": platform.machine(), "host": platform.node(), **found}
 
-# %% ../nbs/30_trials.ipynb #575e9ba2
+# %% ../nbs/30_trials.ipynb #5a107f30
+class Interrupts:
+    "While entered, in the main thread, Ctrl-C raises KeyboardInterrupt only inside `allowed` or at `check` (a second one, anywhere)."
+    pending = allowing = False
+
+    def __enter__(self):
+        main = threading.current_thread() is threading.main_thread()
+        self.mine = main and signal.getsignal(signal.SIGINT) is signal.default_int_handler  # another's handler is left alone
+        self.pending = False
+        if self.mine: signal.signal(signal.SIGINT, self.handle)
+
+    def __exit__(self, *error):
+        if self.mine: signal.signal(signal.SIGINT, signal.default_int_handler)
+
+    def handle(self, *_):
+        if self.allowing or self.pending: raise KeyboardInterrupt
+        self.pending = True
+
+    def check(self):
+        if self.pending: raise KeyboardInterrupt
+
+    @contextlib.contextmanager
+    def allowed(self):
+        if threading.current_thread() is threading.main_thread():
+            self.check()
+            self.allowing = True
+        try: yield
+        finally: self.allowing = False
+
+_interrupts = Interrupts()
+
+# %% ../nbs/30_trials.ipynb #028567f6
 _active = contextvars.ContextVar("store of the present run", default=None)
 
 def active_store() -> Store | None:
@@ -355,7 +386,7 @@ def run_here(kind: type, trials: list, root=None) -> list[dict]:
     "Run one group in this process. A dict a trial: `result` (JSON text) and `meta`, or `failed` and `traceback`."
     start, token = time.perf_counter(), _active.set(root)
     try:
-        with one_thread(): results = kind.run_group(trials)
+        with one_thread(), _interrupts.allowed(): results = kind.run_group(trials)
         if len(results) != len(trials): raise ValueError(f"run_group gave {len(results)} results for {len(trials)} trials")
         metas = [r.get("meta", {}) for r in results]
         texts = [dumps(encode({k: v for k, v in r.items() if k != "meta"})) for r in results]
@@ -535,7 +566,7 @@ class Progress:
             self.spoke, self.told = now, done
             print(self.text(), flush=True)
 
-# %% ../nbs/30_trials.ipynb #4f5563de
+# %% ../nbs/30_trials.ipynb #b8371549
 class Sweep:
     "The state of one `run`: `results` and `failures` by hash grow as groups end."
     def __init__(self, waiting, store, pool, workers, force, bar, on_done):
@@ -548,6 +579,7 @@ class Sweep:
         "Run everything. An interrupt keeps what has ended, and is raised again."
         try:
             while self.queue or self.flying or self.elsewhere:
+                _interrupts.check()
                 self.launch()
                 self.collect()
         except KeyboardInterrupt:
@@ -590,16 +622,15 @@ class Sweep:
             time.sleep(0.2)
             self.queue.extend(groups(self.elsewhere, self.workers))
             self.elsewhere = []
-        for future in wait(list(self.flying), timeout=30, return_when=FIRST_COMPLETED).done: self.settle(future)
+        for future in wait(list(self.flying), timeout=0.2, return_when=FIRST_COMPLETED).done: self.settle(future)
         self.bar.update()
 
     def settle(self, future):
-        group = self.flying[future]
+        group = self.flying.pop(future)
         error = CancelledError("cancelled") if future.cancelled() else future.exception()
         if error is not None: self.lost(group, error)
         else:
             for t, outcome in zip(group, future.result()): self.finish(t, outcome)
-        del self.flying[future]  # last: an interrupted call is made again, and finish passes over what is finished
 
     def lost(self, group, error):
         "The worker died: each trial again, alone, at most twice."
@@ -610,7 +641,6 @@ class Sweep:
 
     def finish(self, t, outcome):
         "Keep one outcome: the file first, then the books."
-        if t.hash in self.results or t.hash in self.failures: return
         if "failed" in outcome:
             write_file(self.note(t), f"{dumps(t.identity)}\n{outcome['failed']}\n{outcome['traceback']}".encode())
             return self.end(t, "failed", outcome["failed"])
@@ -656,7 +686,7 @@ def table(trials: list, results: dict, failures: dict | None = None) -> pd.DataF
     frame["failed"] = pd.Series([(failures or {}).get(t.hash) for t in trials], dtype=object)
     return frame
 
-# %% ../nbs/30_trials.ipynb #bb78a880
+# %% ../nbs/30_trials.ipynb #4a39d5e7
 def run(trials, store=None, workers: int = 1, executor: Executor | None = None, force=False, progress=None, on_done=None) -> pd.DataFrame:
     """Run the trials that have no result yet; one row a trial in the order asked (see `table`), duplicates included.
 
@@ -678,7 +708,7 @@ def run(trials, store=None, workers: int = 1, executor: Executor | None = None, 
         store.check_writable()
         pool = executor or (Workers(workers) if workers > 1 else InProcess())
         waiting = sorted(groups(todo, places(pool, workers)), key=lambda g: bool(_local(g[0])))  # what must run here comes last
-        with Progress(len(distinct), len(found), sum(t.cost() for t in todo), progress) as bar:
+        with _interrupts, Progress(len(distinct), len(found), sum(t.cost() for t in todo), progress) as bar:
             sweep = Sweep(waiting, store, pool, workers, force, bar, on_done)
             if not isinstance(pool, InProcess) and (why := _local(waiting[-1][0])):
                 print(f"Some trials run in this process: {why}.", file=sys.stderr)

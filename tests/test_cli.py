@@ -68,8 +68,7 @@ def test_help_is_fast():
     (["run", "learning/01_tiny", "--tier", "paper"], "does not run at tier paper: choose one of smoke, laptop"),
     (["run", "-p", "sedes=1"], "did you mean 'seeds'?"),
     (["run", "-p", "seeds=a"], "wants list, not 'a': for example -p seeds=0,1,2"),
-    (["run", "--device", "cuda:77"], "use --device cpu"),
-    (["run", "--device", "tpu"], "choose auto, cpu, cuda"),
+    (["run", "--device", "tpu"], "choose auto, cpu or cuda"),
     (["run", "--out", "/proc/nowhere/figures"], "name another folder with --out"),
     (["data", "fetch", "mnits"], "mnist"),
     (["trials", "show", "zz"], "begins 0 of 0 hashes"),
@@ -81,6 +80,13 @@ def test_bad_input_is_one_sentence(clone, capsys, monkeypatch, args, expected):
     code, out, err = lth(capsys, *args)
     assert code != 0 and expected in sentence(err)
     assert not clone.ran() and not (clone.root / "figures/smoke").exists()
+
+
+def test_cuda_without_one(clone, capsys, monkeypatch):
+    import torch
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    code, out, err = lth(capsys, "run", "--device", "cuda", "--repo", clone.root)
+    assert code == 1 and "no CUDA device" in sentence(err) and "--device cpu" in sentence(err) and not clone.ran()
 
 
 def test_unwritable_store_and_no_clone(clone, capsys, monkeypatch, tmp_path):

@@ -31,7 +31,7 @@ class Logged(Trial):
             time.sleep(t.seconds)
             if t.action == "raise": raise ValueError(f"number {t.number} is not to be run")
             if t.action == "die": os.kill(os.getpid(), signal.SIGKILL)
-            if t.action == "interrupt": raise KeyboardInterrupt
+            if t.action == "interrupt": os.kill(os.getpid(), signal.SIGINT)
             results.append({"square": t.number**2, "root": math.sqrt(t.number), "meta": {"pid": os.getpid()}})
         return results
 
@@ -68,7 +68,8 @@ def sweep(folder, store, count=30, seconds=0.05, workers=2, **options):
     """
     script = folder / "script.py"
     script.write_text(textwrap.dedent(code))
-    return subprocess.Popen([sys.executable, str(script)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=HERE.parent)
+    return subprocess.Popen([sys.executable, str(script)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=HERE.parent,
+                            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL))  # also where pytest runs in the background
 
 
 def until(condition, seconds=60):
@@ -427,8 +428,26 @@ def test_a_killed_run_gives_its_claims_back(tmp_path):
     for t in trials: store.claim(t, on=False)
 
 
+@pytest.fixture
+def ctrl_c():
+    "Ctrl-C as in the foreground; as it was afterwards."
+    old = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler  # a run puts it back
+    signal.signal(signal.SIGINT, old)
+
+
+def test_interrupt_inside_a_trial(tmp_path, ctrl_c):
+    trials = logged(tmp_path, 6)
+    trials[3] = trials[3].model_copy(update={"action": "interrupt", "seconds": 0.01})
+    trials = trials[:3] + trials[4:] + [trials[3]]
+    with pytest.raises(KeyboardInterrupt): quiet(trials, tmp_path / "s")
+    assert executions(tmp_path) == [3] and Store(tmp_path / "s").hashes() == []  # dearest first
+    assert quiet(trials[:5], tmp_path / "s").attrs["ran"] == 5
+
+
 @pytest.mark.parametrize("workers", [1, 2])
-def test_interrupt_keeps_what_ended(tmp_path, workers, capsys):
+def test_interrupt_keeps_what_ended(tmp_path, workers, capsys, ctrl_c):
     trials, seen = logged(tmp_path, 30, seconds=0.05), []
     def stop(trial, result):
         seen.append(trial.number)
@@ -444,7 +463,7 @@ def test_interrupt_keeps_what_ended(tmp_path, workers, capsys):
 def test_ctrl_c_at_random_moments(tmp_path):
     "In another process, by the signal that a terminal sends: nothing stored is lost, nothing finished is run again."
     generator = random.Random(1)
-    for _ in range(3):
+    for _ in range(4):
         process = sweep(tmp_path, tmp_path / "s", count=60, seconds=0.05)
         before = len(Store(tmp_path / "s").hashes())
         until(lambda: len(Store(tmp_path / "s").hashes()) > before)
@@ -454,7 +473,7 @@ def test_ctrl_c_at_random_moments(tmp_path):
         assert process.returncode != 0 and "the same call goes on from there" in error
     table = quiet(logged(tmp_path, 60, seconds=0.05), tmp_path / "s", workers=2)
     ran = executions(tmp_path)
-    assert table["square"].tolist() == [n**2 for n in range(60)] and len(ran) <= 60 + 3 * 2 and set(ran) == set(range(60))
+    assert table["square"].tolist() == [n**2 for n in range(60)] and len(ran) <= 60 + 4 * 2 and set(ran) == set(range(60))
 
 
 def test_a_class_of_a_notebook_cell_runs_here_and_says_so(tmp_path, capsys):
