@@ -6,8 +6,8 @@
 __all__ = ['BUILT_IN', 'FAITHFUL', 'CLEAN', 'Size', 'TicketTrial', 'start', 'find_masks', 'make_ticket', 'train_tickets',
            'level_densities', 'run_levels', 'mask_facts', 'thesis', 'thesis_size']
 
-# %% ../nbs/31_experiments.ipynb #a08a8b0c
-import hashlib, json, math, os, warnings
+# %% ../nbs/31_experiments.ipynb #31330599
+import copy, hashlib, json, math, os, warnings
 from functools import lru_cache, partial
 from pathlib import Path
 from typing import ClassVar, Literal
@@ -26,7 +26,7 @@ from .training import Recipe
 from .cohorts import train_cohort
 from .trials import Trial, active_store, digest
 
-# %% ../nbs/31_experiments.ipynb #eb0eb9d4
+# %% ../nbs/31_experiments.ipynb #32d35546
 _VERSIONS = dict(data=1, model=1, selection=1, training=1, cohort=1, experiment=1, saw=1)   # raised by hand when results change
 
 class TicketTrial(Trial):
@@ -50,7 +50,7 @@ class TicketTrial(Trial):
     ties: Literal['canonical', 'seeded'] = 'seeded'
     weights: str = 'same'                    # what is trained under the mask: same | gaussian | shuffled | an initialisation
     mask_edit: Literal['none', 'shuffled', 'inverted', 'random'] = 'none'   # shuffled within layers; lowest scores kept; random at the same layer densities
-    pretrain: int = Field(0, ge=0)           # dense training steps before the scoring; training starts from there
+    pretrain: int = Field(0, ge=0)           # dense training steps before the scoring (biases at 0 while scoring); training starts from there
     levels: int = Field(10, ge=1)            # I-*: how often it trains and prunes
     level_schedule: Literal['linear', 'exponential'] = 'linear'
     last_rewind: bool = False                # I-*: rewind after the last pruning too
@@ -169,7 +169,7 @@ def find_masks(trial:TicketTrial, model=None, on_round=None) -> dict:
             masks[n] = new.reshape(m.shape).to(m.device)
     return masks
 
-# %% ../nbs/31_experiments.ipynb #b7809673
+# %% ../nbs/31_experiments.ipynb #2acf6f3f
 def _other_weights(trial, net, masks):
     own = {n: p.detach().cpu() for n, p in prunable(net).items()}
     if trial.weights == 'same': return own
@@ -202,7 +202,7 @@ def make_ticket(trial:TicketTrial) -> tuple[Ticket, dict]:
     "The ticket of a trial that prunes before training, on the CPU, and notes: weights revived in each round."
     net, seen = start(trial), []
     if trial.pretrain: net = _pretrained(trial, net)
-    masks = find_masks(trial, net, lambda e, m, s: seen.append(m))
+    masks = find_masks(trial, _without_biases(net) if trial.pretrain else net, lambda e, m, s: seen.append(m))
     revived = [sum(int(((a[n] == 0) & (b[n] == 1)).sum()) for n in a) for a, b in zip(seen, seen[1:])]
     rest = {n: p.detach().cpu() for n, p in net.named_parameters() if n not in masks}
     ticket = Ticket(_other_weights(trial, net, masks), {n: m.cpu() for n, m in masks.items()}, rest)
@@ -215,6 +215,14 @@ def _pretrained(trial, net):
     stream = torch.cat([order(trial.seed, e, len(d.train_y), level=-1) for e in range(1 + trial.pretrain * trial.recipe.batch_size // len(d.train_y))])
     for i in stream[:trial.pretrain * trial.recipe.batch_size].split(trial.recipe.batch_size):
         step(net, opt, *d.batch(d.train_x, d.train_y, i.to(d.train_y.device)))
+    return net
+
+def _without_biases(net):
+    "A copy with biases at 0, as every network has them that is scored at initialisation: SynFlow's scores flow through weights alone."
+    net = copy.deepcopy(net)
+    with torch.no_grad():
+        for n, p in net.named_parameters():
+            if n.endswith('bias'): p.zero_()
     return net
 
 # %% ../nbs/31_experiments.ipynb #77031c6b

@@ -167,7 +167,7 @@ def unseal(line: bytes, hash: str) -> dict | None:
         return record if record["hash"] == hash == digest(record["trial"]) and "result" in record else None
     except (TypeError, ValueError, KeyError, RecursionError): return None
 
-# %% ../nbs/30_trials.ipynb #03c949b4
+# %% ../nbs/30_trials.ipynb #11c5f055
 class StoreError(RuntimeError): "The store of results cannot be used; the message names the mend."
 
 def write_file(path, data: bytes):
@@ -193,7 +193,8 @@ def read_file(path, hash: str, aside) -> dict | None:
     except OSError as error: raise StoreError(f"{path} cannot be read ({error.strerror}): mend its permissions or remove it") from None
     record = unseal(line, hash)
     if record is None:
-        warnings.warn(f"The stored result {path} is damaged (cut short or altered): it is set aside and will be computed again.", stacklevel=4)
+        warnings.warn(f"The stored result {path} is damaged (cut short or altered): it is set aside and will be computed again.",
+                      stacklevel=4)
         with contextlib.suppress(OSError):
             pathlib.Path(aside).mkdir(parents=True, exist_ok=True)
             os.replace(path, pathlib.Path(aside) / f"{time.time_ns()}-{hash}.json")
@@ -223,7 +224,7 @@ def read_pack(path) -> dict[str, bytes]:
                       "git checkout restores it.", stacklevel=3)
     return good
 
-# %% ../nbs/30_trials.ipynb #95a67091
+# %% ../nbs/30_trials.ipynb #97a3e2ad
 @functools.cache
 def _lock_file(path): return os.open(path, os.O_RDWR | os.O_CREAT, 0o666)  # never closed: closing would drop the locks
 
@@ -268,7 +269,7 @@ class Store:
         "Write these trials (default: all) into one file, byte-equal for equal results; returns how many."
         wanted = {_hash(h): self.record(h) for h in (self.hashes() if hashes is None else hashes)}
         missing = [h for h, record in wanted.items() if record is None]
-        if missing: raise StoreError(f"{len(missing)} of {len(wanted)} trials to pack have no result ({missing[0][:12]} ...): run them first")
+        if missing: raise StoreError(f"{len(missing)} of {len(wanted)} trials to pack have no result ({missing[0][:8]}...): run them first")
         write_pack(path, wanted.values())
         return len(wanted)
 
@@ -300,9 +301,10 @@ class Store:
 
     def claim(self, trial, on=True) -> bool:
         "Take (or, with `on=False`, give back) a trial; False if another living process has it."
-        if fcntl is None: return True
+        try: file = _lock_file(self.root.absolute() / "claims.lock") if fcntl else None
+        except OSError: file = None
+        if file is None: return True
         try:
-            file = _lock_file(self.root.absolute() / "claims.lock")
             fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB if on else fcntl.LOCK_UN, 1, int(_hash(trial)[:15], 16))
         except (BlockingIOError, PermissionError): return False
         except OSError: pass  # a file system without locks: work may be done twice, results are as safe as ever
@@ -344,18 +346,21 @@ def _environment() -> dict:
         with contextlib.suppress(importlib.metadata.PackageNotFoundError): found[p] = importlib.metadata.version(p)
     return {"python": platform.python_version(), "machine": platform.machine(), "host": platform.node(), **found}
 
-# %% ../nbs/30_trials.ipynb #5a107f30
+# %% ../nbs/30_trials.ipynb #b1db4384
 class Interrupts:
-    "While entered, in the main thread, Ctrl-C raises KeyboardInterrupt only inside `allowed` or at `check` (a second one, anywhere)."
+    """While entered, in the main thread, Ctrl-C raises KeyboardInterrupt only inside `allowed` and at `check`; a second one, anywhere.
+    Elsewhere (other threads, or where another handler is installed) it changes nothing."""
     pending = allowing = False
 
     def __enter__(self):
         main = threading.current_thread() is threading.main_thread()
-        self.mine = main and signal.getsignal(signal.SIGINT) is signal.default_int_handler  # another's handler is left alone
-        self.pending = False
+        self.mine = main and signal.getsignal(signal.SIGINT) is signal.default_int_handler
         if self.mine: signal.signal(signal.SIGINT, self.handle)
+        self.token = _interrupts.set(self)
+        return self
 
     def __exit__(self, *error):
+        _interrupts.reset(self.token)
         if self.mine: signal.signal(signal.SIGINT, signal.default_int_handler)
 
     def handle(self, *_):
@@ -367,15 +372,14 @@ class Interrupts:
 
     @contextlib.contextmanager
     def allowed(self):
-        if threading.current_thread() is threading.main_thread():
-            self.check()
-            self.allowing = True
+        self.check()
+        self.allowing = True
         try: yield
         finally: self.allowing = False
 
-_interrupts = Interrupts()
+_interrupts = contextvars.ContextVar("interrupts of the present run", default=Interrupts())
 
-# %% ../nbs/30_trials.ipynb #028567f6
+# %% ../nbs/30_trials.ipynb #494650d8
 _active = contextvars.ContextVar("store of the present run", default=None)
 
 def active_store() -> Store | None:
@@ -386,7 +390,7 @@ def run_here(kind: type, trials: list, root=None) -> list[dict]:
     "Run one group in this process. A dict a trial: `result` (JSON text) and `meta`, or `failed` and `traceback`."
     start, token = time.perf_counter(), _active.set(root)
     try:
-        with one_thread(), _interrupts.allowed(): results = kind.run_group(trials)
+        with one_thread(), _interrupts.get().allowed(): results = kind.run_group(trials)
         if len(results) != len(trials): raise ValueError(f"run_group gave {len(results)} results for {len(trials)} trials")
         metas = [r.get("meta", {}) for r in results]
         texts = [dumps(encode({k: v for k, v in r.items() if k != "meta"})) for r in results]
@@ -426,7 +430,7 @@ class InProcess(Executor):
         except Exception as error: future.set_exception(error)
         return future
 
-# %% ../nbs/30_trials.ipynb #0ea5b48f
+# %% ../nbs/30_trials.ipynb #ecae4e47
 ONE_THREAD = {v: "1" for v in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMBA_NUM_THREADS")}
 CANNOT_START = "The worker processes cannot start: in a script, call run under `if __name__ == '__main__':`; else try workers=1"
 
@@ -466,7 +470,8 @@ class Workers(Executor):
 
     def _start(self):
         pool = ProcessPoolExecutor(1, multiprocessing.get_context("spawn"), _start_worker)
-        with _environ(**ONE_THREAD, LTH_WORKER="starting"): ready = pool.submit(os.getpid)  # starts the process, which inherits the environment
+        with _environ(**ONE_THREAD, LTH_WORKER="starting"):  # what the process inherits
+            ready = pool.submit(os.getpid)
         return types.SimpleNamespace(pool=pool, ready=ready, last=ready)
 
     def _drop(self, slot):
@@ -566,7 +571,7 @@ class Progress:
             self.spoke, self.told = now, done
             print(self.text(), flush=True)
 
-# %% ../nbs/30_trials.ipynb #b8371549
+# %% ../nbs/30_trials.ipynb #ea465491
 class Sweep:
     "The state of one `run`: `results` and `failures` by hash grow as groups end."
     def __init__(self, waiting, store, pool, workers, force, bar, on_done):
@@ -579,7 +584,7 @@ class Sweep:
         "Run everything. An interrupt keeps what has ended, and is raised again."
         try:
             while self.queue or self.flying or self.elsewhere:
-                _interrupts.check()
+                _interrupts.get().check()
                 self.launch()
                 self.collect()
         except KeyboardInterrupt:
@@ -686,7 +691,7 @@ def table(trials: list, results: dict, failures: dict | None = None) -> pd.DataF
     frame["failed"] = pd.Series([(failures or {}).get(t.hash) for t in trials], dtype=object)
     return frame
 
-# %% ../nbs/30_trials.ipynb #4a39d5e7
+# %% ../nbs/30_trials.ipynb #71f920c7
 def run(trials, store=None, workers: int = 1, executor: Executor | None = None, force=False, progress=None, on_done=None) -> pd.DataFrame:
     """Run the trials that have no result yet; one row a trial in the order asked (see `table`), duplicates included.
 
@@ -708,7 +713,7 @@ def run(trials, store=None, workers: int = 1, executor: Executor | None = None, 
         store.check_writable()
         pool = executor or (Workers(workers) if workers > 1 else InProcess())
         waiting = sorted(groups(todo, places(pool, workers)), key=lambda g: bool(_local(g[0])))  # what must run here comes last
-        with _interrupts, Progress(len(distinct), len(found), sum(t.cost() for t in todo), progress) as bar:
+        with Interrupts(), Progress(len(distinct), len(found), sum(t.cost() for t in todo), progress) as bar:
             sweep = Sweep(waiting, store, pool, workers, force, bar, on_done)
             if not isinstance(pool, InProcess) and (why := _local(waiting[-1][0])):
                 print(f"Some trials run in this process: {why}.", file=sys.stderr)

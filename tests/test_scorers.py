@@ -102,7 +102,7 @@ def test_a_split_batch_scores_like_the_whole(net, batch):
         whole, split = f(net, batch), f(net, [(x[:1], y[:1]), (x[1:], y[1:])])
         for n in whole: torch.testing.assert_close(split[n], whole[n], rtol=tolerance, atol=tolerance * float(whole[n].abs().max()))
 
-@pytest.mark.parametrize("scale", [2.0**-40, 2.0**30])
+@pytest.mark.parametrize("scale", [2.0**-30, 2.0**30])
 def test_synflow_survives_any_scale(net, batch, scale):
     base = synflow(net, batch)
     deep = nn.Sequential(*[nn.Linear(8, 8, bias=False) for _ in range(30)])
