@@ -261,7 +261,7 @@ class Measurement(BaseModel):
         if self.noise is not None and self.noise < 0: raise ValueError(f"{self.claim}: a noise floor cannot be negative")
         return self
 
-# %% ../nbs/33_claims.ipynb #454d3803
+# %% ../nbs/33_claims.ipynb #450047a9
 VERDICTS = ("reproduced", "contradicted", "equivalent within m", "undecided", "not run at this tier")
 
 @dataclasses.dataclass(frozen=True)
@@ -276,6 +276,8 @@ class Verdict:
         if word == "equivalent within m": word = f"equivalent within {self.margin:.2f} {unit}"
         parts = [word + (f" (on {self.data})" if self.data else "")]
         if self.paired: parts.append(f"{self.paired.mean:+.2f} {unit} [{self.paired.low:.2f}, {self.paired.high:.2f}], n = {self.paired.n}")
+        if self.word in ("reproduced", "contradicted") and self.claim.direction in "<>" and _within(self.paired, self.margin):
+            parts.append(f"smaller than the noise floor of one run ({self.margin:.2f} {unit})")
         if self.holm_p is not None: parts.append(f"Holm p = {self.holm_p:.2g}" + ("" if self.paired.exact else " (Monte Carlo, 10^6 flips)"))
         if self.paired and self.claim.reported is not None and self.paired.n > 1:
             inside = self.paired.low <= self.claim.reported <= self.paired.high
@@ -325,17 +327,18 @@ def judge(claim, measurement, holm_p=None):
         if word: return dataclasses.replace(verdict, word=word)
     return dataclasses.replace(verdict, n_needed=_needed(claim, measurement, found, m))
 
-# %% ../nbs/33_claims.ipynb #c9b4d740
+# %% ../nbs/33_claims.ipynb #a9e1d286
 def _decide(claim, found, m, p):
     "The verdict's word, or None while undecided."
-    within = m is not None and -m <= found.low90 and found.high90 <= m
     if claim.direction == ">=":
         if p >= 0.05: return None
         return "reproduced" if found.mean + m > 0 else "contradicted"
-    if within: return "reproduced" if claim.direction == "=" else "equivalent within m"
-    if p >= 0.05: return None
-    if claim.direction == "=": return "contradicted"
-    return "reproduced" if (found.mean > 0) == (claim.direction == ">") else "contradicted"
+    if claim.direction == "=":
+        return "reproduced" if _within(found, m) else None if p >= 0.05 else "contradicted"
+    if p < 0.05: return "reproduced" if (found.mean > 0) == (claim.direction == ">") else "contradicted"
+    return "equivalent within m" if _within(found, m) else None
+
+def _within(found, m): return m is not None and -m <= found.low90 and found.high90 <= m
 
 def _needed(claim, measurement, found, m):
     "The n that would decide, from the measured mean and sd; None when no n below 100,000 would, or one seed says nothing."

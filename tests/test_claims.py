@@ -191,7 +191,7 @@ def make(mean, sd, n, first=100, claim="headline-0.005", **kw):
 @pytest.mark.parametrize("found,word", [
     (make(1.5, 1, 20, noise=0.6), "reproduced"), (make(-1.5, 1, 20, noise=0.6), "contradicted"), (make(0.05, 0.5, 20, noise=0.6), "equivalent within m"),
     (make(0.3, 1.5, 20, noise=0.6), "undecided"), (make(3, 0.1, 5, noise=0.6), "undecided"), (make(1.5, 1, 20, first=0, noise=0.6), "undecided"),
-    (make(0.3, 0.2, 20, noise=0.6), "equivalent within m"), (make(0.3, 0.2, 20), "reproduced"), (None, "not run at this tier"),
+    (make(0.3, 0.2, 20, noise=0.6), "reproduced"), (make(0.3, 0.2, 20), "reproduced"), (None, "not run at this tier"),
     (c.Measurement(claim="headline-0.005"), "not run at this tier")])
 def test_verdicts(found, word):
     verdict = c.judge(BY_ID["headline-0.005"], found)
@@ -216,6 +216,11 @@ def test_equality_claim():
     claim = BY_ID["headline-0.005"].model_copy(update={"direction": "="})
     assert c.judge(claim, make(0.0, 0.3, 12, noise=0.6)).word == "reproduced"
     assert c.judge(claim, make(2.0, 0.3, 12, noise=0.6)).word == "contradicted"
+
+def test_a_certain_difference_below_the_noise_of_one_run_says_so():
+    verdict = c.judge(BY_ID["headline-0.005"], make(0.3, 0.2, 20, noise=0.6))
+    assert verdict.word == "reproduced" and "smaller than the noise floor of one run (0.60 points)" in verdict.text
+    assert "noise floor" not in c.judge(BY_ID["headline-0.005"], make(1.5, 1, 20, noise=0.6)).text
 
 def test_equal_masks_are_equivalent_within_nothing():
     claim = BY_ID["stacking-adds"]

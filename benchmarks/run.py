@@ -1,0 +1,185 @@
+"""Ratios, each against a base measured in the same run, variants in turn; medians with the spread of the paired ratios.
+
+python benchmarks/run.py [NAME ...] [--quick] [--json FILE]     (make bench runs all and writes benchmarks/results/<machine>.json)
+Exit code 1 if a ratio misses its bound. One thread; the machine should be otherwise idle."""
+import os
+os.environ["OMP_NUM_THREADS"] = "1"
+import argparse, collections, copy, json, pathlib, platform, statistics, sys, time
+import numpy as np, torch
+import torch.nn.functional as F
+from torch.utils._python_dispatch import TorchDispatchMode
+torch.set_num_threads(1)
+from lth_companion import data as datasets
+from lth_companion.cohorts import engine, train_cohort
+from lth_companion.experiments import make_ticket, thesis
+from lth_companion.models import create
+from lth_companion.pruning import prune
+from lth_companion.selection import _threshold, keep_top
+from lth_companion.tickets import Ticket, generator, prunable
+from lth_companion.training import Recipe, optimizer, step, train
+
+Row = collections.namedtuple("Row", "name what value bound holds detail")
+ROWS = []
+
+def note(name, what, value, bound, low=False, detail=""):
+    "Keep and print one row; `low`: the bound is a lower one."
+    holds = value >= bound if low else value <= bound
+    ROWS.append(Row(name, what, value, bound, holds, detail))
+    print(f"{'ok  ' if holds else 'MISS'} {name:34s} {value:8.3f} (bound {'>=' if low else '<='} {bound:g})  {what}{'; ' + detail if detail else ''}", flush=True)
+
+def seconds(f):
+    t = time.perf_counter(); f(); return time.perf_counter() - t
+
+def paired(a, b, rounds):
+    "Median of the ratios time(a)/time(b), run in turn, with their range; one warm-up each."
+    a(), b()
+    ratios, base = [], []
+    for _ in range(rounds):
+        x, y = seconds(a), seconds(b)
+        ratios.append(x / y); base.append(y)
+    return statistics.median(ratios), f"range {min(ratios):.3f} to {max(ratios):.3f} over {rounds}, base {statistics.median(base) * 1000:.1f} ms"
+
+class Count(TorchDispatchMode):
+    "Counts ATen operations that do something (views and detach are free)."
+    def __init__(self): super().__init__(); self.n = 0
+    def __torch_dispatch__(self, f, types, args=(), kwargs=None):
+        self.n += f.overloadpacket._qualified_op_name not in ("aten::detach", "aten::view", "aten::t")
+        return f(*args, **(kwargs or {}))
+
+def lenet(seed=0): return create("lenet-300-100", generator=generator(seed, "init"))
+
+def ops(quick):
+    "A masked step against the dense one, in ATen operations and in time; what is pruned stays 0."
+    x, y = torch.randn(64, 1, 28, 28), torch.randint(0, 10, (64,))
+    def setup(masked):
+        net = lenet()
+        masks = {n: (torch.rand(w.shape, generator=generator(0, n)) < .05).float() for n, w in prunable(net).items()} if masked else None
+        if masked: Ticket.of(net, masks).apply(net)
+        opt = optimizer(net, Recipe(momentum=.9, weight_decay=5e-4))
+        args = (list(prunable(net).values()), list(masks.values())) if masked else ()
+        step(net, opt, x, y, *args)
+        return net, opt, args, masks
+    counts = []
+    for masked in (False, True):
+        net, opt, args, _ = setup(masked)
+        with Count() as c: step(net, opt, x, y, *args)
+        counts.append(c.n)
+    note("masked-step-operations", f"extra ATen operations of a masked LeNet-300-100 step ({counts[0]} dense)", counts[1] - counts[0], 3)
+    net, opt, args, masks = setup(True)
+    for _ in range(100): step(net, opt, x, y, *args)
+    worst = max(max(float(w.detach()[masks[n] == 0].abs().max()), float(opt.state[w]["momentum_buffer"][masks[n] == 0].abs().max())) for n, w in prunable(net).items())
+    note("pruned-stays-zero", "largest pruned weight or momentum after 100 steps with momentum and decay", worst, 0)
+    (a, ao, aa, _), (b, bo, ba, _) = setup(True), setup(False)
+    ratio, detail = paired(lambda: [step(a, ao, x, y, *aa) for _ in range(30)], lambda: [step(b, bo, x, y) for _ in range(30)], 5 if quick else 15)
+    note("masked-step-time", "time of a masked step over a dense one", ratio, 1.25, detail=detail)
+
+def selection(quick):
+    "The threshold of 11 M scores, and all of keep_top, against torch.kthvalue."
+    n = 11_200_000
+    scores, k = torch.rand(n, generator=generator(0, "scores")), 560_000
+    want = float(scores.kthvalue(n - k + 1).values)
+    assert float(_threshold(scores, k)) == want
+    rounds = 3 if quick else 7
+    base = lambda: scores.kthvalue(n - k + 1)
+    ratio, detail = paired(lambda: _threshold(scores, k), base, rounds)
+    note("threshold-of-11M", "finding the k-th largest of 11.2 M float32, over torch.kthvalue", ratio, .15, detail=detail)
+    layers = dict(zip("abcdefgh", scores.split([64 * 27, 36864, 589824, 2359296, 2359296, 1179648, 2359296, n - 64 * 27 - 36864 - 589824 - 3 * 2359296 - 1179648])))
+    ratio, detail = paired(lambda: keep_top(layers, .05), base, rounds)
+    note("keep_top-of-11M", "keep_top of 11.2 M scores in eight layers, over torch.kthvalue", ratio, .4, detail=detail)
+
+def straightforward_synflow(net, density, rounds, shape):
+    "SynFlow as it is usually written: each round makes the weights absolute, multiplies masks in, scores, restores, sorts."
+    net, masks = copy.deepcopy(net).eval(), {n: torch.ones_like(p) for n, p in prunable(net).items()}
+    for e in range(1, rounds + 1):
+        signs = {n: t.sign() for n, t in net.state_dict().items() if t.is_floating_point()}
+        with torch.no_grad():
+            for t in net.state_dict().values(): t.abs_()
+        net.zero_grad()
+        kept = {n: p.detach().clone() for n, p in prunable(net).items()}
+        with torch.no_grad():
+            for n, p in prunable(net).items(): p.mul_(masks[n])
+        net(torch.ones(1, *shape)).sum().backward()
+        scores = {n: (p.grad * p).detach().abs() for n, p in prunable(net).items()}
+        with torch.no_grad():
+            for n, p in prunable(net).items(): p.copy_(kept[n])
+            for n, t in net.state_dict().items():
+                if n in signs: t.mul_(signs[n])
+        flat = torch.cat([s.flatten() for s in scores.values()])
+        k = round((1 - density ** (e / rounds)) * flat.numel())
+        if k >= 1:
+            threshold, _ = torch.kthvalue(flat, k)
+            masks = {n: torch.where(s <= threshold, torch.zeros(()), torch.ones(())) for n, s in scores.items()}
+    return masks
+
+def synflow(quick):
+    "SynFlow with 100 rounds against the straightforward implementation above; nearly the same masks."
+    net, batch = lenet(), [(torch.zeros(1, 1, 28, 28), torch.zeros(1, dtype=torch.long))]
+    ours, theirs = prune(net, "synflow", .05, batch, rounds=100), straightforward_synflow(net, .05, 100, (1, 28, 28))
+    differ = sum(int((ours[n] != theirs[n]).sum()) for n in ours)
+    ratio, detail = paired(lambda: prune(net, "synflow", .05, batch, rounds=100), lambda: straightforward_synflow(net, .05, 100, (1, 28, 28)), 3 if quick else 5)
+    note("synflow-100-rounds", "SynFlow with 100 rounds on LeNet-300-100 over the straightforward one", ratio, .5, detail=f"{differ} of 266,200 mask entries differ; {detail}")
+
+def cohort(quick):
+    "The 16 tickets of one real laptop seed at 0.005, as the sweep groups them, against the dense masked loop."
+    try: data = datasets.load("mnist")
+    except datasets.DataError as e: sys.exit(f"benchmarks: {e}")
+    methods = ["snip", "synflow", "random>synflow", "once(snip)>synflow", "once(random)>synflow", "snip>synflow", "synflow>snip", "magnitude>snip", "grasp>magnitude", "magnitude>grasp",
+               "grasp>synflow", "synflow>grasp", "magnitude", "grasp", "random", "snip>snip"]
+    tickets = [make_ticket(thesis(f"standard {m} U-MS", .005, seed=100))[0] for m in methods]
+    assert len({t.digest for t in tickets}) == 16 and {engine(t) for t in tickets} == {"sparse"}
+    recipe, images = Recipe(max_epochs=1, patience=None), len(data.train_y)
+    def dense_loop():       # one network after another; two stand for sixteen, all steps cost the same
+        for t in tickets[:2]:
+            net = lenet()
+            train(t.apply(net), data, recipe, t.masks)
+    rounds = 1 if quick else 3
+    train_cohort(tickets[:1], data, recipe), dense_loop()
+    ratios, rates = [], []
+    for _ in range(rounds):
+        a, b = seconds(lambda: train_cohort(tickets, data, recipe)), seconds(dense_loop)
+        ratios.append((16 * images / a) / (2 * images / b)); rates.append((16 * images / a, 2 * images / b))
+    fast, slow = (statistics.median(r) for r in zip(*rates))
+    note("cohort-of-16", "network-images/s of 16 tickets at density 0.005 over the dense masked loop", statistics.median(ratios), 3, low=True,
+         detail=f"{fast:,.0f} against {slow:,.0f}; range {min(ratios):.1f} to {max(ratios):.1f} over {rounds}")
+    one = statistics.median((images / seconds(lambda: train_cohort(tickets[1:2], data, recipe))) for _ in range(rounds))
+    note("ticket-alone", "the same engine with one ticket, over the dense masked loop", one / slow, 3, low=True, detail=f"{one:,.0f} images/s")
+
+def crossing(quick):
+    "Where the sparse loop and the dense masked step cross, for the choice in cohorts.SPARSE_BELOW."
+    data = datasets.load("mnist", train_size=12_800)
+    net, recipe = lenet(), Recipe(max_epochs=1, patience=None)
+    batch = data.scoring_batches(100, generator(0, "batch"))
+    for density in (.05, .1, .2, .3):
+        t = Ticket.of(net, prune(net, "snip", density, batch))
+        ratio, detail = paired(lambda: train_cohort([t], data, recipe, force_engine="sparse"), lambda: train_cohort([t], data, recipe, force_engine="dense"), 1 if quick else 3)
+        note(f"sparse-over-dense-{density:g}", f"time of the sparse engine over the dense one at density {density:g}", ratio, 1.5 if density <= .2 else 99, detail=detail)
+
+def overhead(quick):
+    "What a trial costs beyond its work: trials that do nothing."
+    import tempfile
+    from lth_companion.trials import Idle, Store, run
+    n = 200 if quick else 1000
+    with tempfile.TemporaryDirectory() as folder:
+        s = seconds(lambda: run([Idle(number=i) for i in range(n)], store=Store(folder), progress="silent"))
+    note("trial-overhead-ms", "milliseconds a trial that does nothing, one worker", 1000 * s / n, 5)
+
+SUITE = {f.__name__: f for f in (ops, selection, synflow, cohort, crossing, overhead)}
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("names", nargs="*", choices=[*SUITE, []], help=f"of {', '.join(SUITE)}; none: all")
+    parser.add_argument("--quick", action="store_true", help="fewer repetitions")
+    parser.add_argument("--json", help="also write the rows here")
+    args = parser.parse_args()
+    cpu = next((l.split(":")[1].strip() for l in open("/proc/cpuinfo") if l.startswith("model name")), platform.processor()) if os.path.exists("/proc/cpuinfo") else platform.processor()
+    print(f"{cpu}, {torch.backends.cpu.get_cpu_capability()}, torch {torch.__version__}, one thread")
+    for name in args.names or SUITE: SUITE[name](args.quick)
+    if args.json:
+        path = pathlib.Path(args.json)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps({"cpu": cpu, "capability": torch.backends.cpu.get_cpu_capability(), "torch": torch.__version__, "rows": [r._asdict() for r in ROWS]}, indent=1, default=float) + "\n")
+        print(f"written to {path}")
+    missed = [r.name for r in ROWS if not r.holds]
+    if missed: sys.exit(f"missed: {', '.join(missed)}; run again on an idle machine")
+
+if __name__ == "__main__": main()
