@@ -78,10 +78,10 @@ def selection(quick):
     n = 11_200_000
     scores, k = torch.rand(n, generator=generator(0, "scores")), 560_000
     want = float(scores.kthvalue(n - k + 1).values)
-    assert float(_threshold(scores, k)) == want
+    assert _threshold([scores], k)[0] == want
     rounds = 3 if quick else 7
     base = lambda: scores.kthvalue(n - k + 1)
-    ratio, detail = paired(lambda: _threshold(scores, k), base, rounds)
+    ratio, detail = paired(lambda: _threshold([scores], k), base, rounds)
     note("threshold-of-11M", "finding the k-th largest of 11.2 M float32, over torch.kthvalue", ratio, .15, detail=detail)
     layers = dict(zip("abcdefgh", scores.split([64 * 27, 36864, 589824, 2359296, 2359296, 1179648, 2359296, n - 64 * 27 - 36864 - 589824 - 3 * 2359296 - 1179648])))
     ratio, detail = paired(lambda: keep_top(layers, .05), base, rounds)

@@ -29,34 +29,54 @@ def count(density:float, n:int) -> int:
     "How many of `n` weights a density keeps: round(density * n). The only place where this is computed."
     return round(check_density(density) * n)
 
-# %% ../nbs/01_selection.ipynb #d52f3f83
-def _threshold(flat:Tensor, k:int) -> float:
-    "The k-th largest value of a flat tensor (1 <= k <= n); NaN anywhere is refused."
-    if flat.is_cuda:   # kthvalue is slow on CUDA
-        if bool(torch.isnan(flat).any()): return math.nan
-        return torch.topk(flat, k, sorted=True).values[-1].item()
-    n = flat.numel()
-    part = np.partition(flat.numpy(), n - k)
-    return math.nan if np.isnan(part[n - k:]).any() else part[n - k]
+# %% ../nbs/01_selection.ipynb #c9c8716a
+def _candidates(scores:list[np.ndarray], k:int, n:int) -> np.ndarray:
+    "At least the k largest of all scores, and with each value all that equal it: those above a bound that a sample suggests."
+    step = n // 100_000
+    if step >= 4:
+        sample = np.concatenate([s[::step] for s in scores])
+        share = k * len(sample) / n
+        at = len(sample) - int(share + 5 * math.sqrt(share) + 10)       # five standard deviations of a count
+        if at > 0:
+            bound = np.partition(sample, at)[at]
+            found = np.concatenate([s[s >= bound] for s in scores])
+            if len(found) >= k: return found
+    return np.concatenate(scores)
 
-# %% ../nbs/01_selection.ipynb #68560015
-def _mask(flat:Tensor, k:int, generator:torch.Generator=None) -> Tensor:
-    "A boolean mask of exactly k True over a flat tensor: the k largest, ties by position or, with a generator, at random."
-    n = flat.numel()
-    if k == 0: return torch.zeros(n, dtype=torch.bool, device=flat.device)
-    t = _threshold(flat, k)
-    if math.isnan(t): raise SelectionError('A score is NaN; check the loss and the weights that were scored, or score in float32.')
+def _refuse_nan(): raise SelectionError('A score is NaN; check the loss and the weights that were scored, or score in float32.')
+
+def _threshold(flats:list[Tensor], k:int) -> tuple[float, int]:
+    "The k-th largest of all scores, and how many more than k are at least as large."
+    if not flats[0].is_cuda:
+        scores = [f.numpy() for f in flats if f.numel()]
+        if any(np.isnan(s.max()) for s in scores): _refuse_nan()
+        upper = _candidates(scores, k, sum(map(len, scores)))
+        upper.partition(len(upper) - k)
+        t = upper[len(upper) - k]
+        return float(t), int(np.count_nonzero(upper[:len(upper) - k] == t))
+    joined = torch.cat(flats)                    # kthvalue is slow on CUDA
+    if bool(torch.isnan(joined).any()): _refuse_nan()
+    t = torch.topk(joined, k, sorted=True).values[-1]
+    return t.item(), int((joined >= t).sum()) - k
+
+# %% ../nbs/01_selection.ipynb #f282836d
+def _masks(flats:list[Tensor], k:int, generator:torch.Generator=None) -> list[Tensor]:
+    "Boolean masks of exactly k True over flat tensors: the k largest of all, ties by position or, with a generator, at random."
+    if k == 0: return [torch.zeros_like(f, dtype=torch.bool) for f in flats]
+    t, surplus = _threshold(flats, k)
     if t == -math.inf:
         raise SelectionError(f'{k} weights are to be kept, but fewer have a score above minus infinity; ask for a smaller density.')
-    at_least = flat >= float(t)
-    surplus = int(np.count_nonzero(at_least.numpy()) if not flat.is_cuda else torch.count_nonzero(at_least)) - k
+    kept = [f >= t for f in flats]
     if surplus:
-        ties = torch.nonzero(flat == float(t)).flatten()
-        if generator is not None: ties = ties[torch.randperm(len(ties), generator=generator).to(ties.device)]
-        at_least[ties[len(ties) - surplus:]] = False
-    return at_least
+        ties = [torch.nonzero(f == t).flatten() for f in flats]
+        layer = torch.cat([torch.full_like(p, i) for i, p in enumerate(ties)])
+        place = torch.cat(ties)
+        order = torch.arange(len(place)) if generator is None else torch.randperm(len(place), generator=generator)
+        out = order[len(place) - surplus:].to(place.device)
+        for i, mask in enumerate(kept): mask[place[out[layer[out] == i]]] = False
+    return kept
 
-# %% ../nbs/01_selection.ipynb #62a9297c
+# %% ../nbs/01_selection.ipynb #ff69e168
 def keep_top(scores:dict[str, Tensor], density, scope:str='global', generator:torch.Generator=None) -> dict[str, Tensor]:
     """Masks (0/1, in the scores' dtype and shapes) that keep exactly `round(density * n)` of the largest scores.
 
@@ -70,11 +90,11 @@ def keep_top(scores:dict[str, Tensor], density, scope:str='global', generator:to
         if scope != 'layer': raise SelectionError('Densities by layer need scope="layer"; pass one float for scope="global".')
         if set(density) != set(scores): raise SelectionError(f'The densities name {sorted(set(density) ^ set(scores))[:3]} and the scores do not, or the other way round; give one density a layer.')
     if scope == 'global':
-        joined = next(iter(flats.values())) if len(flats) == 1 else torch.cat(list(flats.values()))
-        kept = dict(zip(flats, _mask(joined, count(density, joined.numel()), generator).split([f.numel() for f in flats.values()])))
+        same = len({f.dtype for f in flats.values()}) == 1       # else compare all in float64
+        kept = dict(zip(flats, _masks([f if same else f.double() for f in flats.values()], count(density, sum(f.numel() for f in flats.values())), generator)))
     elif scope == 'layer':
         by = density if isinstance(density, dict) else dict.fromkeys(flats, density)
-        kept = {n: _mask(f, count(by[n], f.numel()), generator) for n, f in flats.items()}
+        kept = {n: _masks([f], count(by[n], f.numel()), generator)[0] for n, f in flats.items()}
     else: raise SelectionError(f'The scope is {scope!r}; it is "global" or "layer".')
     return {n: kept[n].to(s.dtype).reshape(s.shape) for n, s in scores.items()}
 
