@@ -12,7 +12,7 @@ from .tickets import prunable
 from .scorers import ScoreError
 from .stacking import call, scorer as parse
 
-# %% ../nbs/04_saw.ipynb #1ef43fb9
+# %% ../nbs/04_saw.ipynb #5b57e555
 def _minmax(scores:dict[str, Tensor]) -> dict[str, Tensor]:
     out = {}
     for name, s in scores.items():
@@ -37,5 +37,5 @@ def saw(scorer, variant:str='keep_sign', reading:str='as coded', shuffle:torch.G
             scores = {n: s.flatten()[torch.randperm(s.numel(), generator=shuffle).to(s.device)].reshape(s.shape) for n, s in scores.items()}
         hat, own = _minmax(scores), prunable(model)
         return {n: h * (own[n].detach().sign() if variant == 'keep_sign' else own[n].detach()) for n, h in hat.items()}
-    initialise.name = f"saw{'*' if variant == 'multiply' else ''}:{scorer.name}"
+    initialise.name = f"saw{'*' if variant == 'multiply' else ''}:{getattr(scorer, 'name', getattr(scorer, '__name__', '?'))}"
     return initialise
