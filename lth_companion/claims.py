@@ -327,7 +327,7 @@ def judge(claim, measurement, holm_p=None):
         if word: return dataclasses.replace(verdict, word=word)
     return dataclasses.replace(verdict, n_needed=_needed(claim, measurement, found, m))
 
-# %% ../nbs/33_claims.ipynb #a9e1d286
+# %% ../nbs/33_claims.ipynb #10e9e241
 def _decide(claim, found, m, p):
     "The verdict's word, or None while undecided."
     if claim.direction == ">=":
@@ -335,7 +335,7 @@ def _decide(claim, found, m, p):
         return "reproduced" if found.mean + m > 0 else "contradicted"
     if claim.direction == "=":
         return "reproduced" if _within(found, m) else None if p >= 0.05 else "contradicted"
-    if p < 0.05: return "reproduced" if (found.mean > 0) == (claim.direction == ">") else "contradicted"
+    if p < 0.05 and not found.low <= 0 <= found.high: return "reproduced" if (found.mean > 0) == (claim.direction == ">") else "contradicted"
     return "equivalent within m" if _within(found, m) else None
 
 def _within(found, m): return m is not None and -m <= found.low90 and found.high90 <= m

@@ -222,6 +222,11 @@ def test_a_certain_difference_below_the_noise_of_one_run_says_so():
     assert verdict.word == "reproduced" and "smaller than the noise floor of one run (0.60 points)" in verdict.text
     assert "noise floor" not in c.judge(BY_ID["headline-0.005"], make(1.5, 1, 20, noise=0.6)).text
 
+def test_an_interval_that_covers_zero_decides_nothing():
+    "Nineteen small gains and one large: the flips are sure of the sign, the interval of nothing."
+    verdict = c.judge(BY_ID["headline-0.005"], c.Measurement(claim="headline-0.005", differences=[.5] * 19 + [40.], seeds=range(100, 120), noise=0.6))
+    assert verdict.holm_p < .001 and verdict.paired.low < 0 and verdict.word == "undecided"
+
 def test_equal_masks_are_equivalent_within_nothing():
     claim = BY_ID["stacking-adds"]
     verdict = c.judge(claim, c.Measurement(claim=claim.id, differences=[0.0] * 8, seeds=range(8), noise=0.0))
