@@ -6,8 +6,8 @@
 __all__ = ['SCORERS', 'ScoreError', 'register', 'lookup', 'load_plugins', 'random', 'magnitude', 'snip', 'grasp', 'synflow',
            'synflow_std']
 
-# %% ../nbs/02_scorers.ipynb #a67ceb85
-import difflib, hashlib, importlib, inspect, os, textwrap
+# %% ../nbs/02_scorers.ipynb #4cead0aa
+import difflib, hashlib, importlib, inspect, math, os, textwrap
 from contextlib import contextmanager
 import torch
 import torch.nn.functional as F
@@ -157,18 +157,19 @@ def grasp(model, batches, *, masks=None, mode='eval', generator=None, temperatur
     if not torch.isfinite(norm): raise ScoreError('GraSP met a loss that is not finite; check the inputs and the weights.')
     return {n: (s / norm).to(s.dtype) for n, s in raw.items()}
 
-# %% ../nbs/02_scorers.ipynb #0f92d930
+# %% ../nbs/02_scorers.ipynb #b1134761
 def _synflow(model, masks, inputs, dtype):
     "The scores in `dtype`, from absolute values of everything; None if they left the range of `dtype`."
     absolute = {n: t.detach().to(dtype).abs() if t.is_floating_point() else t.detach().clone()
                 for n, t in [*model.named_parameters(), *model.named_buffers()]}
     leaves = {}
     for n, p in prunable(model).items():
-        leaves[n] = absolute[n] = (absolute[n] * masks[n].to(dtype) if masks is not None else absolute[n]).requires_grad_()
+        if masks is not None: absolute[n].mul_(masks[n].to(dtype))
+        leaves[n] = absolute[n].requires_grad_()
     r = functional_call(model, absolute, (inputs.to(dtype),)).sum()
     grads = torch.autograd.grad(r, list(leaves.values()))
-    with torch.no_grad(): raw = {n: leaf * g for (n, leaf), g in zip(leaves.items(), grads)}
-    top = max(float(s.max()) for s in raw.values()) if torch.isfinite(r) else float('inf')
+    raw = {n: g.mul_(leaf.detach()) for (n, leaf), g in zip(leaves.items(), grads)}
+    top = max(float(s.max()) for s in raw.values()) if math.isfinite(r) else float('inf')
     if dtype != torch.float64 and not (1e-25 < top < 1e35): return None
     return raw
 
@@ -184,7 +185,7 @@ def _scaled_synflow(model, masks, inputs, mode):
             if not top < float('inf'): raise ScoreError("SynFlow's scores leave even float64 on this model; rescale its layers first.")
             scale = 2. ** -torch.frexp(torch.tensor(top, dtype=torch.float64)).exponent.item() if top else 1.
             raw = {n: (s * scale).float() for n, s in raw.items()}
-    return {n: s.abs() for n, s in raw.items()}
+    return {n: s.abs_() for n, s in raw.items()}
 
 @register('synflow')
 def synflow(model, batches, *, masks=None, mode='eval', generator=None) -> dict[str, Tensor]:

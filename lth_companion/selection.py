@@ -5,10 +5,10 @@
 # %% auto #0
 __all__ = ['SelectionError', 'check_density', 'count', 'keep_top', 'uniform', 'erk']
 
-# %% ../nbs/01_selection.ipynb #ee64e18c
+# %% ../nbs/01_selection.ipynb #d7fd71c3
 import math
 from math import prod
-import numpy as np
+import numba, numpy as np
 import torch
 from torch import Tensor
 
@@ -29,31 +29,55 @@ def count(density:float, n:int) -> int:
     "How many of `n` weights a density keeps: round(density * n). The only place where this is computed."
     return round(check_density(density) * n)
 
-# %% ../nbs/01_selection.ipynb #c9c8716a
-def _candidates(scores:list[np.ndarray], k:int, n:int) -> np.ndarray:
-    "At least the k largest of all scores, and with each value all that equal it: those above a bound that a sample suggests."
-    step = n // 100_000
-    if step >= 4:
-        sample = np.concatenate([s[::step] for s in scores])
-        share = k * len(sample) / n
-        at = len(sample) - int(share + 5 * math.sqrt(share) + 10)       # five standard deviations of a count
-        if at > 0:
-            bound = np.partition(sample, at)[at]
-            found = np.concatenate([s[s >= bound] for s in scores])
-            if len(found) >= k: return found
-    return np.concatenate(scores)
+# %% ../nbs/01_selection.ipynb #4289ae66
+def _bracket(scores:list[np.ndarray], k:int, n:int):
+    "Two values between which the k-th largest very likely lies, from every n/8,000-th score; None where a sample is no help."
+    step = n // 8_000
+    if step < 2: return None
+    sample = np.sort(np.concatenate([s[::step] for s in scores]))
+    share = k * len(sample) / n
+    slack = 5 * math.sqrt(share * (1 - k / n)) + 10       # five standard deviations of the count
+    low, high = len(sample) - int(share + slack), len(sample) - int(share - slack)
+    return sample.dtype.type(sample[low] if low > 0 else -np.inf), sample.dtype.type(sample[high] if high < len(sample) else np.inf)
 
 def _refuse_nan(): raise SelectionError('A score is NaN; check the loss and the weights that were scored, or score in float32.')
+
+def _kth(scores:np.ndarray, k:int) -> tuple[float, int]:
+    "The k-th largest, and how many of the others equal it beyond the k; partitions `scores` in place."
+    if np.isnan(scores.max()): _refuse_nan()
+    scores.partition(len(scores) - k)
+    t = scores[len(scores) - k]
+    return float(t), int(np.count_nonzero(scores[:len(scores) - k] == t))
+
+@numba.njit(cache=True)
+def _scan(scores, low, high, inside, at):
+    "One pass: how many scores lie above `high` (-1: a NaN), and where the next one goes; those in (low, high] are written to `inside`."
+    above, nan = 0, False
+    for x in scores:                  # no branches: scores come in no order that a processor could guess
+        inside[at] = x
+        at += (x > low) & (x <= high)
+        above += x > high
+        nan |= x != x
+    return (-1 if nan else above), at
+
+def _within(scores:list[np.ndarray], k:int, low, high) -> tuple[float, int] | None:
+    "The same from the scores in (low, high] where the k-th largest lies there, or where it is `low`; else None."
+    inside, above, at = np.empty(sum(map(len, scores)) + 1, scores[0].dtype), 0, 0
+    for s in scores:
+        more, at = _scan(s, low, high, inside, at)
+        if more < 0: _refuse_nan()
+        above += more
+    if above >= k: return None
+    if above + at >= k: return _kth(inside[:at], k - above)
+    reached = above + at + sum(int(np.count_nonzero(s == low)) for s in scores)
+    return (float(low), reached - k) if reached >= k else None
 
 def _threshold(flats:list[Tensor], k:int) -> tuple[float, int]:
     "The k-th largest of all scores, and how many more than k are at least as large."
     if not flats[0].is_cuda:
         scores = [f.numpy() for f in flats if f.numel()]
-        if any(np.isnan(s.max()) for s in scores): _refuse_nan()
-        upper = _candidates(scores, k, sum(map(len, scores)))
-        upper.partition(len(upper) - k)
-        t = upper[len(upper) - k]
-        return float(t), int(np.count_nonzero(upper[:len(upper) - k] == t))
+        between = _bracket(scores, k, sum(map(len, scores)))
+        return (_within(scores, k, *between) if between else None) or _kth(np.concatenate(scores), k)
     joined = torch.cat(flats)                    # kthvalue is slow on CUDA
     if bool(torch.isnan(joined).any()): _refuse_nan()
     t = torch.topk(joined, k, sorted=True).values[-1]
