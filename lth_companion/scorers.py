@@ -157,7 +157,7 @@ def grasp(model, batches, *, masks=None, mode='eval', generator=None, temperatur
     if not torch.isfinite(norm): raise ScoreError('GraSP met a loss that is not finite; check the inputs and the weights.')
     return {n: (s / norm).to(s.dtype) for n, s in raw.items()}
 
-# %% ../nbs/02_scorers.ipynb #b1134761
+# %% ../nbs/02_scorers.ipynb #c5904276
 def _synflow(model, masks, inputs, dtype):
     "The scores in `dtype`, from absolute values of everything; None if they left the range of `dtype`."
     absolute = {n: t.detach().to(dtype).abs() if t.is_floating_point() else t.detach().clone()
@@ -169,7 +169,7 @@ def _synflow(model, masks, inputs, dtype):
     r = functional_call(model, absolute, (inputs.to(dtype),)).sum()
     grads = torch.autograd.grad(r, list(leaves.values()))
     raw = {n: g.mul_(leaf.detach()) for (n, leaf), g in zip(leaves.items(), grads)}
-    top = max(float(s.max()) for s in raw.values()) if math.isfinite(r) else float('inf')
+    top = max(float(s.max()) for s in raw.values()) if math.isfinite(r.detach()) else float('inf')
     if dtype != torch.float64 and not (1e-25 < top < 1e35): return None
     return raw
 
