@@ -180,7 +180,8 @@ def test_relative_folders_mean_the_callers(clone, capsys, monkeypatch, tmp_path)
 
 def test_interrupt(clone):
     "Ctrl-C: one sentence, exit code 130, what is finished is kept."
-    process = subprocess.Popen([*LTH, "run", "--repo", str(clone.root), "-p", "xs=0,1,2,3,4,5", "-p", "sleep=0.4", "--workers", "1"], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    process = subprocess.Popen([*LTH, "run", "--repo", str(clone.root), "-p", "xs=0,1,2,3,4,5", "-p", "sleep=0.4", "--workers", "1"], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL))     # a job in the background of a script is started deaf to it
     deadline = time.time() + 60
     while len(clone.ran()) < 2 and time.time() < deadline: time.sleep(0.05)
     process.send_signal(signal.SIGINT)
