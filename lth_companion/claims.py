@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['MIN_SEEDS', 'EXACT_UP_TO', 'TIERS', 'VERDICTS', 'sign_flip', 'Paired', 'paired', 'differences', 'holm',
-           'benjamini_hochberg', 'NoiseFloor', 'noise_floor', 'n_to_decide', 'shrink', 'grim', 'ClaimError', 'Claim',
-           'ledger', 'Measurement', 'Verdict', 'test_p', 'judge', 'judge_all', 'verdict_table']
+           'benjamini_hochberg', 'NoiseFloor', 'noise_floor', 'noise_by', 'n_to_decide', 'shrink', 'grim', 'ClaimError',
+           'Claim', 'ledger', 'Measurement', 'Verdict', 'test_p', 'judge', 'judge_all', 'verdict_table']
 
 # %% ../nbs/33_claims.ipynb #1ba11ed0
 import dataclasses, math, tomllib
@@ -102,7 +102,7 @@ def benjamini_hochberg(ps):
     adjusted[order] = np.minimum(1, np.minimum.accumulate(ps[order] * len(ps) / np.arange(len(ps), 0, -1)))
     return adjusted.tolist()
 
-# %% ../nbs/33_claims.ipynb #8e118738
+# %% ../nbs/33_claims.ipynb #7dd9d2a6
 @dataclasses.dataclass(frozen=True)
 class NoiseFloor:
     "How far apart identical trials end: `margin` is the root-mean-square difference of two copies, `sd` that of one copy."
@@ -118,6 +118,14 @@ def noise_floor(groups):
     if not kept: raise ValueError("A noise floor needs at least one group of two copies of a trial.")
     sd = math.sqrt(sum(((g - g.mean())**2).sum() for g in kept) / sum(len(g) - 1 for g in kept))
     return NoiseFloor(math.sqrt(2) * sd, sd, max(float(np.ptp(g)) for g in kept), sum(map(len, kept)), len(kept))
+
+def noise_by(rows, by, value="accuracy", copies="seed"):
+    """`NoiseFloor` of each group of `rows` by the column (or columns) `by`: dict group -> floor. Rows of a group that share `copies` are copies of one trial.
+
+    Missing values are left out, and so are groups without two copies.
+    """
+    found = {key: [g[value].tolist() for _, g in part.groupby(copies) if len(g) > 1] for key, part in rows.dropna(subset=[value]).groupby(by, sort=False)}
+    return {key: noise_floor(groups) for key, groups in found.items() if groups}
 
 # %% ../nbs/33_claims.ipynb #f6bff41c
 def _power_of_zero(n, mean, sd, alpha):

@@ -5,14 +5,14 @@
 # %% auto #0
 __all__ = ['SPARSE_BELOW', 'live', 'coarse', 'block_units', 'padded', 'engine', 'train_cohort']
 
-# %% ../nbs/13_cohorts.ipynb #48a17de0
+# %% ../nbs/13_cohorts.ipynb #b4e20d3a
 import math
 import numpy as np, numba
 import torch
 import torch.nn.functional as F
 from .tickets import Ticket, TicketError, prunable
 from .models import MLP
-from .training import Recipe, Result, Progress, order, stop_split, train
+from .training import Recipe, Result, Progress, stop_split, train
 
 # %% ../nbs/13_cohorts.ipynb #bb7e263c
 def _layers(ticket:Ticket):
@@ -143,7 +143,7 @@ def _epoch(learn, members, images, labels, order, batch, used, channel, table, b
             losses[m] += loss; rights[m] += right
             if learn: _backward(tile, A, D, base, r, c, ww, b[m], gw[at_m], vw[at_m], vb[m], ptr[m], widths, lr, momentum, decay, nesterov)
 
-# %% ../nbs/13_cohorts.ipynb #7b653339
+# %% ../nbs/13_cohorts.ipynb #80523f6a
 class _Sparse:
     "The sparse engine's state: every member's kept weights (live ones only, unless decay moves the others too) end to end."
     def __init__(self, tickets, data, recipe):
@@ -172,8 +172,8 @@ class _Sparse:
         self.table = np.ascontiguousarray(data.normalise(ramp).reshape(256, C).T.numpy(), self.dtype)
         self.data = {s: (getattr(data, f'{s}_x').reshape(-1, C * H * W).numpy(), getattr(data, f'{s}_y').numpy()) for s in ('train', 'test', 'val')}
 
-    def epoch(self, members, order=None, split='train'):
-        "One epoch for `members`, training on `order` or evaluating a whole split; mean losses and accuracies (%) by member."
+    def epoch(self, members, order=None, split='train', lr=0.):
+        "One epoch for `members`, training on `order` at rate `lr` or evaluating a whole split; mean losses and accuracies (%) by member."
         r, learn = self.recipe, order is not None
         images, labels = self.data[split]
         order = np.arange(len(labels)) if order is None else order
@@ -181,7 +181,7 @@ class _Sparse:
         losses, rights = np.zeros(len(self.tickets)), np.zeros(len(self.tickets), np.int64)
         value = self.dtype.type
         _epoch(learn, np.array(members), images, labels, order, r.batch_size, used, self.channel, self.table, self.base, self.rows, self.cols,
-               self.w, self.b, self.gw, self.vw, self.vb, self.ptr, self.first, self.widths, value(r.lr), value(r.momentum), value(r.weight_decay), r.nesterov, losses, rights)
+               self.w, self.b, self.gw, self.vw, self.vb, self.ptr, self.first, self.widths, value(lr), value(r.momentum), value(r.weight_decay), r.nesterov, losses, rights)
         return {m: (float(losses[m]) / len(order), 100 * int(rights[m]) / len(order)) for m in members}
 
     def ticket(self, m):
@@ -209,7 +209,7 @@ def coarse(n:int, full:int) -> int:
     top = 16 * math.ceil(full / 16)
     return min([s for s in (32, 64, 128, *range(256, full, 128)) if s >= n] + [top])
 
-# %% ../nbs/13_cohorts.ipynb #b05aa1ac
+# %% ../nbs/13_cohorts.ipynb #103ecbbd
 class _Block:
     "The block engine's state: stacked, padded live blocks of members that have one padded size."
     def __init__(self, tickets, data, recipe):
@@ -249,7 +249,8 @@ class _Block:
 
     def _classes(self): return self.tickets[0].weights[self.names[-1]].shape[0]
 
-    def epoch(self, members, order=None, split='train'):
+    def epoch(self, members, order=None, split='train', lr=0.):
+        for group in self.opt.param_groups: group['lr'] = lr
         images, labels = getattr(self.data, f'{split}_x'), getattr(self.data, f'{split}_y')
         k, learn = len(self.members), order is not None
         losses, rights = torch.zeros(k, dtype=torch.float64, device=self.device), torch.zeros(k, dtype=torch.int64, device=self.device)
@@ -311,7 +312,7 @@ def padded(ticket:Ticket, recipe:Recipe) -> tuple:
     full = (next(iter(ticket.weights.values())).shape[1], *(w.shape[0] for w in ticket.weights.values()))
     return tuple(coarse(len(u), f) for u, f in zip(block_units(ticket, recipe), full))
 
-# %% ../nbs/13_cohorts.ipynb #5d8e0e68
+# %% ../nbs/13_cohorts.ipynb #056fbedd
 SPARSE_BELOW = .2
 
 def engine(ticket:Ticket, device:str='cpu') -> str:
@@ -319,7 +320,7 @@ def engine(ticket:Ticket, device:str='cpu') -> str:
     if torch.device(device).type != 'cpu': return 'block'
     return 'sparse' if ticket.density < SPARSE_BELOW else 'dense'
 
-def _train_dense(ticket, data, recipe, seed, level):
+def _train_dense(ticket, data, recipe, seed, level, begin=0):
     "The masked loop on a perceptron of the ticket's shape; names are put back afterwards."
     names, shapes, biases = _layers(ticket)
     net = MLP(shapes[0][1], *(s[0] for s in shapes)).to(ticket.weights[names[0]].dtype)
@@ -328,17 +329,18 @@ def _train_dense(ticket, data, recipe, seed, level):
     with torch.no_grad():
         for n, o, b in zip(names, own, biases):
             net.get_parameter(o).copy_(ticket.weights[n]); net.get_parameter(o.replace('weight', 'bias')).copy_(b)
-    r = train(net, data, recipe, dict(zip(own, ticket.masks.values())), seed, level)
+    r = train(net, data, recipe, dict(zip(own, ticket.masks.values())), seed, level, begin=begin)
     r.engine = 'dense'
     if r.ticket: r.ticket, r.gradient = Ticket(rename(r.ticket.weights), ticket.masks, dict(zip(bias_names, r.ticket.rest.values()))), rename(r.gradient)
     return r
 
-def train_cohort(tickets:list[Ticket], data, recipe:Recipe=Recipe(), seed:int=0, level:int=0, force_engine:str=None) -> list[Result]:
+def train_cohort(tickets:list[Ticket], data, recipe:Recipe=Recipe(), seed:int=0, level:int=0, force_engine:str=None, begin:int=0) -> list[Result]:
     """Train tickets of one multilayer-perceptron shape together; their `Result`s in the order given.
 
-    A member's result depends on its ticket, `data`, `recipe`, `seed` and `level` alone: bit-equal in float32 on one kind of CPU
+    `begin`: the iteration of the schedule at which to start. A member's result depends on its ticket, `data`, `recipe`, `seed`, `level` and `begin` alone: bit-equal in float32 on one kind of CPU
     for any other members. Raises `TicketError` where a ticket is no multilayer perceptron's or does not fit the data."""
-    if recipe.augment: raise ValueError('A cohort does not augment its images; train with training.train, or with augment=None.')
+    if recipe.augment or recipe.label_smoothing:
+        raise ValueError('A cohort neither augments its images nor smooths its labels; train with training.train, or with augment=None and label_smoothing=0.')
     groups, results = {}, {}
     for i, t in enumerate(tickets):
         _, shapes, _ = _layers(t)
@@ -346,22 +348,23 @@ def train_cohort(tickets:list[Ticket], data, recipe:Recipe=Recipe(), seed:int=0,
         e = force_engine or engine(t, data.train_x.device)
         groups.setdefault((e, tuple(shapes), padded(t, recipe) if e == 'block' else None), []).append(i)
     for (e, *_), members in groups.items():
-        for i, r in zip(members, _train_group(e, [tickets[i] for i in members], data, recipe, seed, level)): results[i] = r
+        for i, r in zip(members, _train_group(e, [tickets[i] for i in members], data, recipe, seed, level, begin)): results[i] = r
     return [results[i] for i in range(len(tickets))]
 
-def _train_group(name, tickets, data, recipe, seed, level):
-    if name == 'dense': return [_train_dense(t, data, recipe, seed, level) for t in tickets]
+def _train_group(name, tickets, data, recipe, seed, level, begin):
+    if name == 'dense': return [_train_dense(t, data, recipe, seed, level, begin) for t in tickets]
     state = {'sparse': _Sparse, 'block': _Block}[name](tickets, data, recipe)
     n, split = len(data.train_y), stop_split(recipe, data)
-    runs = [Progress(recipe, math.ceil(n / recipe.batch_size)) for _ in tickets]
-    active, epoch = list(range(len(tickets))), 0
+    runs = [Progress(recipe, math.ceil(n / recipe.batch_size), begin) for _ in tickets]
+    active = list(range(len(tickets)))
     while active:
-        state.epoch(active, order(seed, epoch, n, level).numpy())
+        now = runs[active[0]]                # all in the same epoch
+        state.epoch(active, now.batches(seed, n, level).numpy(), lr=recipe.lr_at(now.first + now.result.epochs))
         test, val = state.epoch(active, split='test'), state.epoch(active, split=split) if split else {}
         left = [m for m in active if not runs[m].epoch(*test[m], *(val[m] if split else ()))]
         for m in left:
             runs[m].result.engine = name
             if runs[m].result.diverged is None: runs[m].result.ticket, runs[m].result.gradient = state.ticket(m), state.gradient(m)
         if left: state.leave(left)
-        active, epoch = [m for m in active if m not in left], epoch + 1
+        active = [m for m in active if m not in left]
     return [r.result for r in runs]

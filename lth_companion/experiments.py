@@ -6,7 +6,7 @@
 __all__ = ['BUILT_IN', 'FAITHFUL', 'CLEAN', 'Size', 'TicketTrial', 'start', 'find_masks', 'make_ticket', 'train_tickets',
            'level_densities', 'run_levels', 'mask_facts', 'thesis', 'thesis_size']
 
-# %% ../nbs/31_experiments.ipynb #31330599
+# %% ../nbs/31_experiments.ipynb #20fbe82e
 import copy, hashlib, json, math, os, warnings
 from functools import lru_cache, partial
 from pathlib import Path
@@ -24,7 +24,7 @@ from .pruning import prune, LayerCollapse
 from .models import create
 from .training import Recipe
 from .cohorts import train_cohort
-from .trials import Trial, active_store, digest
+from .trials import Trial, active_store, changed_fields, digest
 
 # %% ../nbs/31_experiments.ipynb #32d35546
 _VERSIONS = dict(data=1, model=1, selection=1, training=1, cohort=1, experiment=1, saw=1)   # raised by hand when results change
@@ -78,20 +78,22 @@ class TicketTrial(Trial):
         "The method in the notation, e.g. `saw:snip magnitude>synflow U-MS`."
         return str(Method(self.init, self.scorer, self.rounds))
 
-# %% ../nbs/31_experiments.ipynb #4ad261ad
+# %% ../nbs/31_experiments.ipynb #d03d3872
 BUILT_IN = ('random', 'magnitude', 'snip', 'grasp', 'synflow', 'synflow-std')
 
+def _named(trial) -> set:
+    "The scorers that a trial names: those that prune, and SaW's."
+    return {n for text in (trial.scorer, trial.init.partition(':')[2]) if text for n in parse(text).stages}
+
 def _components(trial) -> dict:
-    names = set(parse(trial.scorer).stages) | (set(parse(trial.init.partition(':')[2]).stages) if ':' in trial.init else set())
     used = {k: v for k, v in _VERSIONS.items() if k != 'saw' or ':' in trial.init}
-    for name in names:
+    for name in _named(trial):
         s = lookup(name)
         used[f'scorer:{name}'] = s.version if name in BUILT_IN else f'{s.version}:{s.source[:16]}'
     return used
 
 def _here_only(trial) -> str:
-    names = set(parse(trial.scorer).stages) | (set(parse(trial.init.partition(':')[2]).stages) if ':' in trial.init else set())
-    local = sorted(n for n in names if SCORERS[n].__module__ == '__main__')
+    local = sorted(n for n in _named(trial) if SCORERS[n].__module__ == '__main__')
     return f"the scorer {local[0]!r} is known to this notebook only; put it in a module named in LTH_PLUGINS" if local else ''
 
 TicketTrial.components, TicketTrial.here_only = _components, _here_only
@@ -225,11 +227,11 @@ def _without_biases(net):
             if n.endswith('bias'): p.zero_()
     return net
 
-# %% ../nbs/31_experiments.ipynb #77031c6b
+# %% ../nbs/31_experiments.ipynb #d9f11cfc
 def _key(trial, ticket, level) -> str:
     d = _load(trial)
     return digest({'ticket': ticket.digest, 'data': [d.id, d.checksum, trial.train_size, trial.validation], 'level': level,
-                   'recipe': json.loads(trial.recipe.model_dump_json()), 'seed': trial.seed, 'device': trial.device,
+                   'recipe': changed_fields(trial.recipe), 'seed': trial.seed, 'device': trial.device,
                    'versions': {k: _VERSIONS[k] for k in ('data', 'training', 'cohort')}})
 
 def _summary(result, recipe) -> dict:

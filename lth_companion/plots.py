@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['COLUMN', 'TEXT', 'COLOURS', 'MARKERS', 'LINES', 'SPARE', 'SETTINGS', 'lightness', 'look', 'looks', 'style', 'freeze',
-           'savefig', 'show', 'styled', 'interval', 'accuracy_vs_density', 'heatmap', 'forest', 'strip', 'layers']
+           'savefig', 'show', 'shrunk', 'styled', 'interval', 'accuracy_vs_density', 'heatmap', 'forest', 'strip',
+           'layers']
 
 # %% ../nbs/34_plots.ipynb #2b5dd6ac
 import contextlib, hashlib, io, math, pathlib, re
@@ -74,7 +75,7 @@ def style():
         matplotlib.rcParams.update(SETTINGS)
         yield
 
-# %% ../nbs/34_plots.ipynb #fe976233
+# %% ../nbs/34_plots.ipynb #e718a131
 def freeze(fig):
     "Lays a figure out once, so that saving or showing it again, at any resolution, gives the same picture."
     with style():
@@ -103,6 +104,15 @@ def show(fig, dpi=110):
         buffer = io.BytesIO(); fig.savefig(buffer, format="png", dpi=dpi, metadata={"Software": None})
     return Image(buffer.getvalue())
 
+def shrunk(png, dpi=110):
+    "The saved picture at `png` (300 dpi) as an inline image: scaling is ten times faster than drawing again."
+    from IPython.display import Image
+    from PIL import Image as Picture
+    with Picture.open(png) as picture:
+        small = picture.resize([round(n * dpi / SETTINGS["savefig.dpi"]) for n in picture.size], Picture.Resampling.LANCZOS, reducing_gap=3)
+    buffer = io.BytesIO(); small.save(buffer, "png")
+    return Image(buffer.getvalue())
+
 # %% ../nbs/34_plots.ipynb #a50cd2b5
 def _axes(width, height, rows=1, columns=1, **kw):
     fig = Figure(figsize=(width, height))
@@ -126,7 +136,7 @@ def _need(df, *columns):
     missing = [c for c in columns if c not in df]
     if missing: raise ValueError(f"The table has no column {missing[0]!r}; it has {', '.join(map(str, df.columns))}.")
 
-# %% ../nbs/34_plots.ipynb #b6890edb
+# %% ../nbs/34_plots.ipynb #27cfe2af
 @styled
 def accuracy_vs_density(df, by="scorer", value="accuracy", reported=None, width=TEXT / 2, height=2.6, title="", ylim=None, ax=None):
     """Figure of `value` (percent) against density (log axis), one row a trial in `df` (columns density, `by`, `value`).
@@ -134,6 +144,7 @@ def accuracy_vs_density(df, by="scorer", value="accuracy", reported=None, width=
     `reported` (columns density, `by`, accuracy and perhaps sd, n) is drawn as hollow markers. Raises ValueError for a missing column.
     """
     _need(df, "density", by, value)
+    alone = ax is None
     fig, ax = _axes(width, height) if ax is None else (ax.figure, ax)
     names = list(dict.fromkeys(df[by])); given = looks(names)
     for k, name in enumerate(names):
@@ -151,7 +162,8 @@ def accuracy_vs_density(df, by="scorer", value="accuracy", reported=None, width=
     ax.set_xscale("log"); ax.set_xticks(ticks, [f"{d:g}" for d in ticks], rotation=60 if len(ticks) > 4 else 0); ax.minorticks_off()
     ax.set(xlabel="density (fraction of weights kept)", ylabel=f"test {value} (%)", title=title, ylim=ylim)
     if reported is not None: ax.plot([], [], "o", color="#555555", markerfacecolor="white", label="reported")
-    ax.legend(ncols=2 if len(names) > 4 else 1)
+    if alone: fig.legend(*ax.get_legend_handles_labels(), loc="outside lower center", ncols=3)     # lines fill the axes
+    else: ax.legend(ncols=2 if len(names) > 4 else 1)
     return fig
 
 # %% ../nbs/34_plots.ipynb #ec3c5f5a
@@ -170,14 +182,14 @@ def _letters(table):
     shared = [members for members in cells.values() if len(members) > 1]
     return {chr(97 + k): members for k, members in enumerate(shared)}
 
-# %% ../nbs/34_plots.ipynb #26fd7252
+# %% ../nbs/34_plots.ipynb #14ae65dd
 @styled
-def heatmap(df, row="first", column="second", value="accuracy", cls=None, order=None, centre=None, limits=None, width=COLUMN, height=None, title="", decimals=1, mark=None, ax=None):
+def heatmap(df, row="first", column="second", value="accuracy", cls=None, order=None, centre=None, limits=None, width=COLUMN, height=None, title="", decimals=1, mark=None, colorbar=True, ax=None):
     """Figure of a table of cells: `df` has one row a cell (columns `row`, `column`, `value`), repeated ones are averaged.
 
     `cls` names a column of equality classes: cells of one class share a letter and an outline. With `centre` the colours diverge from it.
     `mark` names a column of text put after the number ("*").
-    `order` (list, or two lists for rows and columns) fixes the axes. Raises ValueError for a missing column or an empty table.
+    `order` (list, or two lists for rows and columns) fixes the axes. `colorbar=False` leaves it out, for panels that share one. Raises ValueError for a missing column or an empty table.
     """
     _need(df, row, column, value, *[name for name in (cls, mark) if name])
     if df.empty: raise ValueError("A heat map needs at least one cell.")
@@ -203,10 +215,10 @@ def heatmap(df, row="first", column="second", value="accuracy", cls=None, order=
     ax.invert_yaxis(); ax.grid(False); ax.tick_params(length=0)
     ax.set(xlabel=column, ylabel=row, title=title, xlim=(0, len(columns)), ylim=(len(rows), 0))
     for spine in ax.spines.values(): spine.set_visible(False)
-    fig.colorbar(mesh, ax=ax, shrink=0.85, aspect=25).outline.set_linewidth(0.5)
+    if colorbar: fig.colorbar(mesh, ax=ax, shrink=0.85, aspect=25).outline.set_linewidth(0.5)
     return fig
 
-# %% ../nbs/34_plots.ipynb #a7a38137
+# %% ../nbs/34_plots.ipynb #160188a3
 @styled
 def forest(df, label="label", mean="mean", low="low", high="high", reported="reported", noise=None, width=TEXT, height=None, xlabel="difference in test accuracy (points)", title="", ax=None):
     """Figure of one interval a row of `df` (columns `label`, `mean`, `low`, `high`; `reported`, n and noise where present).
@@ -225,8 +237,8 @@ def forest(df, label="label", mean="mean", low="low", high="high", reported="rep
         ax.plot(df[reported], y, "D", color=COLOURS["synflow"], markerfacecolor="white", markeredgewidth=1, linestyle="none", label="reported", zorder=4)
     names = [f"{row[label]} (n = {row['n']:.0f})" if "n" in df and pd.notna(row["n"]) else str(row[label]) for _, row in df.iterrows()]
     ax.set_yticks(y, names); ax.set_ylim(len(df) - 0.4, -0.6); ax.grid(axis="y", visible=False)
-    ax.set(xlabel=xlabel, title=title)
-    fig.legend(loc="outside lower center", ncols=3)
+    ax.set(xlabel=xlabel); ax.set_title(title, loc="right")      # to the left there is room: the labels
+    if not fig.legends: fig.legend(*ax.get_legend_handles_labels(), loc="outside lower center", ncols=3)
     return fig
 
 # %% ../nbs/34_plots.ipynb #b55c28f3

@@ -26,15 +26,13 @@ def schedule(name:str):
     if name not in SCHEDULES: raise SelectionError(f'There is no schedule {name!r}; it is one of {", ".join(SCHEDULES)}.')
     return SCHEDULES[name]
 
-# %% ../nbs/05_pruning.ipynb #9c562140
+# %% ../nbs/05_pruning.ipynb #7758f958
 class LayerCollapse(UserWarning):
     "A layer was pruned away entirely, so that nothing of the input can pass it."
 
-def _stay_pruned(scores, masks, model):
-    "Scores with minus infinity where the mask is 0; in place, unless a scorer handed out the model's own weights."
-    own = {p.data_ptr() for p in model.parameters()}
-    bars = {n: m.reciprocal().neg_().add_(1) for n, m in masks.items()}      # 1 - 1/m: 0 where kept, else minus infinity
-    return {n: s + bars[n] if s.data_ptr() in own else s.add_(bars[n]) for n, s in scores.items()}
+def _stay_pruned(scores, masks):
+    "A copy of the scores with minus infinity where the mask is 0."
+    return {n: s.masked_fill(masks[n] == 0, -math.inf) for n, s in scores.items()}
 
 def prune(model, scorer, density:float, batches, rounds:int=1, schedule:str='exponential', scope:str='global',
           revive:bool=False, generator:torch.Generator=None, ties:str='canonical', mode:str='eval', masks=None, on_round=None) -> dict[str, Tensor]:
@@ -53,7 +51,7 @@ def prune(model, scorer, density:float, batches, rounds:int=1, schedule:str='exp
     run = {}
     for e in range(1, rounds + 1):
         scores = call(scorer, model, batches, masks=masks, mode=mode, generator=generator, run=run)
-        if masks is not None and not revive: scores = _stay_pruned(scores, masks, model)
+        if masks is not None and not revive: scores = _stay_pruned(scores, masks)
         masks = keep_top(scores, at(e / rounds, density), scope, generator if ties == 'seeded' else None)
         if on_round: on_round(e, masks, scores)
     masks = {n: m.to(prunable(model)[n].dtype) for n, m in masks.items()}

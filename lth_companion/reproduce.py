@@ -471,7 +471,7 @@ def _pack(self, drop=()):
 
 _Trials.pack = _pack
 
-# %% ../nbs/35_reproduce.ipynb #b806b773
+# %% ../nbs/35_reproduce.ipynb #0e9ffa52
 class _Outputs:
     "The half of `Notebook` that writes."
     def table(self, df, name: str) -> None:
@@ -485,7 +485,7 @@ class _Outputs:
         if not self.dry:
             with tempfile.TemporaryDirectory(dir=self._file(f"{name}.svg").parent) as scratch: # written whole, then renamed
                 for path in plots.savefig(fig, Path(scratch) / name): os.replace(path, self._file(path.name))
-        _display(plots.show(fig))
+        _display(plots.show(fig) if self.dry else plots.shrunk(self._file(f"{name}.png")))
 
     def claim(self,
         id: str, # of the paper's ledger

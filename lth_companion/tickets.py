@@ -55,10 +55,10 @@ def check_masks(masks:dict[str, Tensor], model:nn.Module) -> dict[str, Tensor]:
     _check_masks(masks, {n: p.shape for n, p in prunable(model).items()})
     return masks
 
-# %% ../nbs/00_tickets.ipynb #3fb78517
+# %% ../nbs/00_tickets.ipynb #462e2d64
 @dataclass(frozen=True)
 class Ticket:
-    "Weights and masks (each name -> tensor of one shape, in canonical order), and `rest`: other parameters of the start."
+    "Weights and masks (each name -> tensor of one shape, in canonical order), and `rest`: other parameters and buffers of the start."
     weights: dict[str, Tensor]
     masks: dict[str, Tensor]
     rest: dict[str, Tensor] = field(default_factory=dict)
@@ -75,10 +75,10 @@ class Ticket:
 
     @classmethod
     def of(cls, model:nn.Module, masks:dict[str, Tensor]=None) -> 'Ticket':
-        "The ticket that `model` stands at now: its weights, `masks` (default: dense) and its other parameters."
+        "The ticket that `model` stands at now: its weights, `masks` (default: dense), its other parameters and its buffers."
         weights = prunable(model)
         masks = masks or {n: torch.ones_like(w) for n, w in weights.items()}
-        return cls(weights, masks, {n: p for n, p in model.named_parameters() if n not in weights})
+        return cls(weights, masks, {n: p for n, p in model.named_parameters() if n not in weights} | dict(model.named_buffers()))
 
     @property
     def kept(self) -> dict[str, int]:
@@ -100,7 +100,7 @@ class Ticket:
         "Names of the layers in which nothing is left (layer collapse)."
         return [n for n, k in self.kept.items() if k == 0]
 
-# %% ../nbs/00_tickets.ipynb #1a421c4e
+# %% ../nbs/00_tickets.ipynb #fed42a70
 def _effective(ticket:Ticket) -> dict[str, Tensor]:
     return {n: w * ticket.masks[n] + 0. for n, w in ticket.weights.items()}  # + 0. turns -0. into 0.
 
@@ -114,7 +114,7 @@ def _digest(ticket:Ticket) -> str:
     return h.hexdigest()
 
 def _apply(ticket:Ticket, model:nn.Module) -> nn.Module:
-    own, params = prunable(model), dict(model.named_parameters())
+    own, params = prunable(model), dict(model.named_parameters()) | dict(model.named_buffers())
     _check_masks(ticket.masks, {n: p.shape for n, p in own.items()})
     for name in ticket.rest:
         if name not in params or params[name].shape != ticket.rest[name].shape:

@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 from .tickets import Ticket, prunable, check_masks, generator
 
-# %% ../nbs/12_training.ipynb #ad349b08
+# %% ../nbs/12_training.ipynb #e06e0742
 class Recipe(BaseModel):
     "How a ticket is trained. Frozen and validated; defaults are those of the thesis (facts, 1.1)."
     model_config = ConfigDict(frozen=True, extra='forbid', allow_inf_nan=False)
@@ -29,12 +29,29 @@ class Recipe(BaseModel):
     patience: int | None = Field(5, ge=1)
     stop_on: Literal['test', 'validation'] = 'test'
     augment: Literal['crop-flip'] | None = None
+    schedule: Literal['constant', 'milestones', 'cosine'] = 'constant'
+    milestones: tuple[int, ...] = ()                 # epochs after which the rate is multiplied by gamma
+    gamma: float = Field(.1, gt=0)
+    warmup: int = Field(0, ge=0)                     # epochs over which the rate rises in equal steps to lr
+    label_smoothing: float = Field(0., ge=0, lt=1)
+    memory_format: Literal['contiguous', 'channels_last'] = 'contiguous'
 
     @model_validator(mode='after')
     def _consistent(self):
         if self.nesterov and not self.momentum: raise ValueError('nesterov needs a momentum above 0, such as momentum=0.9')
         if self.min_epochs > self.max_epochs: raise ValueError('min_epochs is above max_epochs; raise max_epochs')
+        if (self.schedule == 'milestones') != bool(self.milestones): raise ValueError('milestones go with schedule="milestones", such as schedule="milestones", milestones=(80, 120)')
+        if list(self.milestones) != sorted(set(self.milestones)) or any(not 0 < m < self.max_epochs for m in self.milestones):
+            raise ValueError(f'milestones={self.milestones} must rise and lie between 1 and max_epochs - 1 = {self.max_epochs - 1}')
+        if self.warmup >= self.max_epochs: raise ValueError(f'warmup={self.warmup} leaves no epoch at the full rate; give at most {self.max_epochs - 1}')
         return self
+
+    def lr_at(self, epoch:int) -> float:
+        "The learning rate of an epoch (0 is the first)."
+        if epoch < self.warmup: return self.lr * (epoch + 1) / (self.warmup + 1)
+        if self.schedule == 'milestones': return self.lr * self.gamma ** sum(epoch >= m for m in self.milestones)
+        if self.schedule == 'cosine': return self.lr * (1 + math.cos(math.pi * (epoch - self.warmup) / (self.max_epochs - self.warmup))) / 2
+        return self.lr
 
 # %% ../nbs/12_training.ipynb #cb38728d
 @dataclass
@@ -51,7 +68,7 @@ class Stopper:
         elif loss > self.best: self.count += 1
         return self.count >= self.patience
 
-# %% ../nbs/12_training.ipynb #8e515e19
+# %% ../nbs/12_training.ipynb #ccb08d95
 @dataclass
 class Result:
     "What a training gave: one entry an epoch in `losses` and `accuracies` (test; %), and in `stop_losses` and `stop_accuracies` with a validation split."
@@ -65,6 +82,7 @@ class Result:
     engine: str = 'dense'
     ticket: Ticket = None            # masks and trained weights at the last epoch run; None after a divergence
     gradient: dict = None            # masked gradient of the last batch, by layer
+    saved: dict = field(default_factory=dict)   # iteration -> the ticket at that moment, where asked for
 
     @property
     def epochs(self) -> int:
@@ -82,39 +100,48 @@ class Result:
             raise ValueError(f'This run has {self.epochs} epochs, not {epochs}; train with min_epochs={epochs}.')
         return self.accuracies[min(epochs, self.epochs) - 1]
 
-# %% ../nbs/12_training.ipynb #05969f08
+# %% ../nbs/12_training.ipynb #11c97539
 class Progress:
     "Keeps a `Result` epoch by epoch and knows when its training is over; the one place that applies a recipe's stopping rule."
-    def __init__(self, recipe:Recipe, steps:int):
+    def __init__(self, recipe:Recipe, steps:int, begin:int=0):
+        "`steps` an epoch; `begin`: the iteration at which the run enters its schedule."
         self.recipe, self.steps, self.result, self.stopper = recipe, steps, Result(), Stopper(recipe.patience)
+        self.first, self.missed = divmod(begin, steps)
+        if not 0 <= self.first < recipe.max_epochs:
+            raise ValueError(f'Training cannot begin at iteration {begin}: it ends after {recipe.max_epochs} epochs of {steps} iterations; rewind to an earlier point.')
 
     def epoch(self, loss:float, accuracy:float, stop_loss:float=None, stop_accuracy:float=None) -> bool:
         "Note one epoch (test, and the split that stops the run where that is another); True if the training goes on."
         r, recipe = self.result, self.recipe
         r.losses.append(loss); r.accuracies.append(accuracy)
         if stop_loss is not None: r.stop_losses.append(stop_loss); r.stop_accuracies.append(stop_accuracy)
-        if not r.stopped and (self.stopper.seen(loss if stop_loss is None else stop_loss) or r.epochs == recipe.max_epochs): r.stopped = r.epochs
+        if not r.stopped and (self.stopper.seen(loss if stop_loss is None else stop_loss) or r.epochs + self.first == recipe.max_epochs): r.stopped = r.epochs
         if not math.isfinite(loss):      # SGD does not come back from NaN: further epochs would repeat this one
             r.diverged = r.epochs
             r.stopped = r.stopped or r.epochs
-        r.iterations = (r.stopped or r.epochs) * self.steps
-        return r.diverged is None and not (r.stopped and r.epochs >= recipe.min_epochs)
+        r.iterations = (r.stopped or r.epochs) * self.steps - self.missed
+        return r.diverged is None and not (r.stopped and r.epochs + self.first >= recipe.min_epochs)
+
+    def batches(self, seed:int, n:int, level:int=0) -> torch.Tensor:
+        "The indices of the coming epoch's images in their order, less those before the point of entry."
+        e = self.result.epochs
+        return order(seed, self.first + e, n, level)[0 if e else self.missed * self.recipe.batch_size:]
 
 # %% ../nbs/12_training.ipynb #0e7ca351
 def order(seed:int, epoch:int, n:int, level:int=0) -> torch.Tensor:
     "The permutation of `n` training images for one epoch."
     return torch.randperm(n, generator=generator(seed, 'order', level, epoch))
 
-# %% ../nbs/12_training.ipynb #40fdf574
+# %% ../nbs/12_training.ipynb #e97ea62e
 def optimizer(model, recipe:Recipe) -> torch.optim.Optimizer:
     "The recipe's optimizer, fused: the per-tensor default issues many times the operations."
     return torch.optim.SGD(model.parameters(), lr=recipe.lr, momentum=recipe.momentum, nesterov=recipe.nesterov,
                            weight_decay=recipe.weight_decay, fused=True)
 
-def step(model, opt, x, y, weights=None, masks=None) -> torch.Tensor:
+def step(model, opt, x, y, weights=None, masks=None, label_smoothing:float=0.) -> torch.Tensor:
     "One training step on a batch; gradients of `weights` are multiplied by `masks` (two lists of tensors)."
     opt.zero_grad(set_to_none=True)
-    loss = F.cross_entropy(model(x), y)
+    loss = F.cross_entropy(model(x), y, label_smoothing=label_smoothing)
     loss.backward()
     if masks is not None: torch._foreach_mul_([w.grad for w in weights], masks)
     opt.step()
@@ -135,34 +162,48 @@ def evaluate(model, data, split:str='test', batch_size:int=1000) -> tuple[float,
     model.train(was)
     return loss / len(y), 100 * right / len(y)
 
-# %% ../nbs/12_training.ipynb #510f3bf0
+# %% ../nbs/12_training.ipynb #32704777
 def stop_split(recipe:Recipe, data) -> str | None:
     "The split that stops the run where it is not the test set; an error where the data have none."
     if recipe.stop_on == 'test': return None
     if not len(data.val_y): raise ValueError('stop_on="validation" needs a held-out split; load the data with validation=5000, say.')
     return 'val'
 
-def train(model, data, recipe:Recipe=Recipe(), masks=None, seed:int=0, level:int=0, on_epoch=None) -> Result:
+def train(model, data, recipe:Recipe=Recipe(), masks=None, seed:int=0, level:int=0, on_epoch=None, begin:int=0, save_at=()) -> Result:
     """Train `model` in place on `data` and return its `Result`; with `masks`, pruned weights are and stay 0.
 
     The data order follows from `(seed, level)`; nothing else is random unless the model itself draws. `on_epoch(model, result)`
-    is called after each epoch. Raises `TicketError` for masks that do not fit."""
+    is called after each epoch. `begin`: the iteration of the schedule at which to start (rewinding; the optimizer starts afresh).
+    `save_at`: iterations, counted from the start of the schedule, whose tickets `result.saved` shall hold (at most that of the last step).
+    Raises `TicketError` for masks that do not fit, `ValueError` for a start after the end."""
     weights = mask_list = None
     if masks is not None:
         Ticket.of(model, check_masks(masks, model)).apply(model)
-        weights, mask_list = list(prunable(model).values()), [m.to(next(model.parameters())) for m in masks.values()]
+    last = recipe.memory_format == 'channels_last'
+    if last: model.to(memory_format=torch.channels_last)
+    if masks is not None:
+        weights = list(prunable(model).values())
+        mask_list = [torch.empty_like(w, requires_grad=False).copy_(m) for w, m in zip(weights, masks.values())]      # in the weights' memory format
     n, opt, split = len(data.train_y), optimizer(model, recipe), stop_split(recipe, data)
-    run = Progress(recipe, math.ceil(n / recipe.batch_size))
-    on, dtype = True, next(model.parameters()).dtype
+    run = Progress(recipe, math.ceil(n / recipe.batch_size), begin)
+    on, dtype, done, saved = True, next(model.parameters()).dtype, begin, {}
+    def save():
+        if done in save_at: saved[done] = Ticket.of(model, masks)
+    save()
     while on:
         model.train()
-        e = run.result.epochs
-        draws = generator(seed, 'augment', level, e)
-        for indices in order(seed, e, n, level).to(data.train_y.device).split(recipe.batch_size):
+        e = run.first + run.result.epochs
+        for group in opt.param_groups: group['lr'] = recipe.lr_at(e)
+        for indices in run.batches(seed, n, level).to(data.train_y.device).split(recipe.batch_size):
+            draws = generator(seed, 'augment', level, done) if recipe.augment else None      # one a step: a rewound run sees the same crops
             x, y = data.batch(data.train_x, data.train_y, indices, recipe.augment, draws)
-            step(model, opt, x.to(dtype), y, weights, mask_list)
+            if last: x = x.contiguous(memory_format=torch.channels_last)
+            step(model, opt, x.to(dtype), y, weights, mask_list, recipe.label_smoothing)
+            done += 1
+            if save_at: save()
         on = run.epoch(*evaluate(model, data), *(evaluate(model, data, split) if split else ()))
         if on_epoch: on_epoch(model, run.result)
+    run.result.saved = saved
     if run.result.diverged is None:
         run.result.ticket = Ticket.of(model, masks)
         run.result.gradient = {n: w.grad.clone() for n, w in prunable(model).items()}
