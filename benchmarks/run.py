@@ -154,6 +154,30 @@ def crossing(quick):
         ratio, detail = paired(lambda: train_cohort([t], data, recipe, force_engine="sparse"), lambda: train_cohort([t], data, recipe, force_engine="dense"), 1 if quick else 3)
         note(f"sparse-over-dense-{density:g}", f"time of the sparse engine over the dense one at density {density:g}", ratio, 1.5 if density <= .2 else 99, detail=detail)
 
+def loader(quick):
+    "Crop, flip and normalise batches of resident uint8 images against torchvision's usual pipeline, one process, one thread."
+    torchvision = datasets.import_torchvision()
+    from PIL import Image
+    known, n, size = datasets.facts("cifar10"), 2560, 128
+    x, y = torch.randint(256, (n, *known.shape), dtype=torch.uint8, generator=generator(0, "images")), torch.arange(n) % 10
+    data = datasets.Data("random", "random", "", 10, x, y, x[:0], y[:0], x[:0], y[:0], known.mean, known.std)
+    t = torchvision.transforms
+    steps = t.Compose([t.RandomCrop(32, padding=4), t.RandomHorizontalFlip(), t.ToTensor(), t.Normalize(known.mean, known.std)])
+    arrays, labels = x.permute(0, 2, 3, 1).contiguous().numpy(), y.tolist()
+    class Usual(torch.utils.data.Dataset):      # as torchvision.datasets.CIFAR10 does it
+        def __len__(self): return n
+        def __getitem__(self, i): return steps(Image.fromarray(arrays[i])), labels[i]
+    order = generator(0, "order")
+    usual = torch.utils.data.DataLoader(Usual(), batch_size=size, shuffle=True, generator=order)
+    def theirs():
+        for _ in usual: pass
+    def ours():
+        for part in torch.randperm(n, generator=order).split(size): data.batch(x, y, part, "crop-flip", order)
+    got, want = data.batch(x, y, torch.arange(size)), t.Compose(steps.transforms[2:])      # without the random steps: equal
+    assert torch.allclose(got[0], torch.stack([want(Image.fromarray(a)) for a in arrays[:size]]), atol=1e-5)
+    ratio, detail = paired(theirs, ours, 3 if quick else 9)
+    note("loader-ratio", f"images/s of {n:,} random 32x32 images in batches of {size}, cropped and flipped, over torchvision's PIL pipeline", ratio, 15, low=True, detail=detail)
+
 def overhead(quick):
     "What a trial costs beyond its work: trials that do nothing."
     import tempfile
@@ -163,7 +187,7 @@ def overhead(quick):
         s = seconds(lambda: run([Idle(number=i) for i in range(n)], store=Store(folder), progress="silent"))
     note("trial-overhead-ms", "milliseconds a trial that does nothing, one worker", 1000 * s / n, 5)
 
-SUITE = {f.__name__: f for f in (ops, selection, synflow, cohort, crossing, overhead)}
+SUITE = {f.__name__: f for f in (ops, selection, synflow, cohort, crossing, loader, overhead)}
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)

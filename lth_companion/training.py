@@ -162,19 +162,19 @@ def evaluate(model, data, split:str='test', batch_size:int=1000) -> tuple[float,
     model.train(was)
     return loss / len(y), 100 * right / len(y)
 
-# %% ../nbs/12_training.ipynb #32704777
+# %% ../nbs/12_training.ipynb #a79e4e0a
 def stop_split(recipe:Recipe, data) -> str | None:
     "The split that stops the run where it is not the test set; an error where the data have none."
     if recipe.stop_on == 'test': return None
     if not len(data.val_y): raise ValueError('stop_on="validation" needs a held-out split; load the data with validation=5000, say.')
     return 'val'
 
-def train(model, data, recipe:Recipe=Recipe(), masks=None, seed:int=0, level:int=0, on_epoch=None, begin:int=0, save_at=()) -> Result:
+def train(model, data, recipe:Recipe=Recipe(), masks=None, seed:int=0, level:int=0, on_epoch=None, begin:int=0, save_at=(), until:int=None) -> Result:
     """Train `model` in place on `data` and return its `Result`; with `masks`, pruned weights are and stay 0.
 
     The data order follows from `(seed, level)`; nothing else is random unless the model itself draws. `on_epoch(model, result)`
     is called after each epoch. `begin`: the iteration of the schedule at which to start (rewinding; the optimizer starts afresh).
-    `save_at`: iterations, counted from the start of the schedule, whose tickets `result.saved` shall hold (at most that of the last step).
+    `save_at`: iterations, counted from the start of the schedule, whose tickets `result.saved` shall hold; `until`: the one at which to leave off.
     Raises `TicketError` for masks that do not fit, `ValueError` for a start after the end."""
     weights = mask_list = None
     if masks is not None:
@@ -201,6 +201,8 @@ def train(model, data, recipe:Recipe=Recipe(), masks=None, seed:int=0, level:int
             step(model, opt, x.to(dtype), y, weights, mask_list, recipe.label_smoothing)
             done += 1
             if save_at: save()
+            if done == until: break
+        if done == until: break
         on = run.epoch(*evaluate(model, data), *(evaluate(model, data, split) if split else ()))
         if on_epoch: on_epoch(model, run.result)
     run.result.saved = saved

@@ -1,7 +1,7 @@
 "Selection: exact count, one rule for ties, monotone in density, blind to scale; held against a plain sort."
 import numpy as np, pytest, torch
 from hypothesis import given, settings, strategies as st
-from lth_companion.selection import SelectionError, count, erk, keep_top, uniform
+from lth_companion.selection import SelectionError, count, erk, keep_top, smart_ratio, uniform
 from lth_companion.tickets import generator
 
 values = st.lists(st.integers(-4, 4), min_size=1, max_size=60)      # few distinct values: ties everywhere
@@ -82,3 +82,43 @@ def test_erk_totals_the_density_and_stays_below_one(density):
     total = sum(got[n] * np.prod(s) for n, s in shapes.items()) / sum(np.prod(s) for s in shapes.values())
     assert total == pytest.approx(density, rel=1e-9) and max(got.values()) <= 1 + 1e-12
     assert uniform(shapes, density) == dict.fromkeys(shapes, density)
+
+RESNET = {"conv1": (16, 3, 3, 3)} | {f"conv{i}": (16, 16, 3, 3) for i in range(2, 8)} | {"down": (32, 16, 3, 3), "conv9": (32, 32, 3, 3), "fc": (10, 32)}
+
+@given(st.floats(1e-4, 1.0), st.sampled_from([.1, .3, 1.]), st.booleans(), st.integers(1, 10))
+def test_smart_ratio_totals_the_density_and_stays_within_0_and_1(density, last, vgg, layers):
+    shapes = dict(list(RESNET.items())[-layers:])
+    got, size = smart_ratio(shapes, density, last, vgg), {n: np.prod(s) for n, s in shapes.items()}
+    assert list(got) == list(shapes) and 0 < min(got.values()) and max(got.values()) <= 1
+    assert sum(got[n] * size[n] for n in got) == pytest.approx(density * sum(size.values()), rel=1e-9)
+    body = [got[n] for n in list(shapes)[:-1]]
+    assert all(x >= y for x, y in zip(body, body[1:]))           # falls with depth
+
+def smart_reference(sizes, density, vgg):
+    "Su et al.'s ratios by bisection on the scale, for densities at which 0.3 of the last layer can stand."
+    L, low, high = len(sizes), 0., 100.
+    ratio = [((L - l + 1)**2 + (L - l + 1)) / (l**2 if vgg else 1) for l in range(1, L)]
+    for _ in range(200):
+        gamma = (low + high) / 2
+        kept = .3 * sizes[-1] + sum(min(1, gamma * r) * n for r, n in zip(ratio, sizes))
+        low, high = (gamma, high) if kept < density * sum(sizes) else (low, gamma)
+    return [min(1, gamma * r) for r in ratio] + [.3]
+
+@pytest.mark.parametrize("vgg", [False, True])
+@pytest.mark.parametrize("density", [.02, .1, .5, .9])
+def test_smart_ratio_is_the_papers(density, vgg):
+    "Layers that would exceed 1 included; ten layers, so the first has 10^2 + 10 and the ninth 2^2 + 2."
+    got = smart_ratio(RESNET, density, vgg=vgg)
+    assert list(got.values()) == pytest.approx(smart_reference([np.prod(s) for s in RESNET.values()], density, vgg), rel=1e-9)
+    if density == .02 and not vgg: assert got["conv1"] / got["conv9"] == pytest.approx(110 / 6)
+
+def test_smart_ratio_at_the_ends():
+    shapes = {"a": (10, 10), "b": (10, 10), "fc": (10, 10)}
+    assert smart_ratio(shapes, .1)["fc"] == pytest.approx(.15)            # half of 30 kept, not 30
+    assert smart_ratio(shapes, .2)["fc"] == pytest.approx(.3)
+    assert smart_ratio(shapes, .95) == pytest.approx({"a": 1, "b": 1, "fc": .85})
+    assert smart_ratio(shapes, 1.) == {"a": 1., "b": 1., "fc": 1.} and smart_ratio({"fc": (3, 4)}, .25) == {"fc": .25}
+    kept = keep_top({n: torch.rand(s, generator=generator(0, n)) for n, s in shapes.items()}, smart_ratio(shapes, .2), scope="layer")
+    assert {n: int(m.sum()) for n, m in kept.items()} == {"a": 20, "b": 10, "fc": 30}
+    for bad in ((0, .3), (9, .3), (.5, 0), (.5, 30), (float("nan"), .3)):
+        with pytest.raises(SelectionError, match="fraction of weights kept"): smart_ratio(shapes, *bad)
