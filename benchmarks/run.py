@@ -12,6 +12,7 @@ torch.set_num_threads(1)
 from lth_companion import data as datasets
 from lth_companion.cohorts import engine, train_cohort
 from lth_companion.experiments import make_ticket, thesis
+from lth_companion.imp import cut
 from lth_companion.models import create
 from lth_companion.pruning import prune
 from lth_companion.selection import _threshold, keep_top
@@ -178,6 +179,48 @@ def loader(quick):
     ratio, detail = paired(theirs, ours, 3 if quick else 9)
     note("loader-ratio", f"images/s of {n:,} random 32x32 images in batches of {size}, cropped and flipped, over torchvision's PIL pipeline", ratio, 15, low=True, detail=detail)
 
+def resnet(quick):
+    "A masked ResNet-20 step against the dense one where operations cost more than arithmetic: 8x8 images, a quarter of the width, batches of 8."
+    x, y = torch.randn(8, 3, 8, 8, generator=generator(0, "x")), torch.arange(8)
+    def setup(masked):
+        net = create("resnet-20", (3, 32, 32), 10, generator(0, "init"), width=.25)
+        masks = cut(prunable(net), .1) if masked else None
+        if masked: Ticket.of(net, masks).apply(net)
+        opt, args = optimizer(net, Recipe(momentum=.9, weight_decay=5e-4)), (list(prunable(net).values()), list(masks.values())) if masked else ()
+        step(net, opt, x, y, *args)
+        with Count() as c: step(net, opt, x, y, *args)
+        return (lambda: [step(net, opt, x, y, *args) for _ in range(5)]), c.n
+    (a, more), (b, base) = setup(True), setup(False)
+    a(), b()
+    ratios = np.array([seconds(a) / seconds(b) if i % 2 else 1 / (seconds(b) / seconds(a)) for i in range(50 if quick else 200)])
+    draws = np.median(np.random.default_rng(0).choice(ratios, (2000, len(ratios))), axis=1)
+    note("resnet-20-operations", f"extra ATen operations of a masked ResNet-20 step ({base} dense)", more - base, 3)
+    note("resnet-20-masked-step", "time of a masked ResNet-20 step over a dense one: upper end of the 95 % interval of the median", np.quantile(draws, .975), 1.03,
+         detail=f"median {np.median(ratios):.3f} of {len(ratios)} interleaved pairs")
+
+def imp(quick):
+    "What a level of IMP costs beyond its training: the cut, the rewinding, R_p and its chance, the files."
+    import tempfile
+    from lth_companion import branches
+    from lth_companion.trials import Store, run
+    trained, plain = [], branches.fit
+    def timed(*args, **kw):
+        t = time.perf_counter(); out = plain(*args, **kw); trained.append(time.perf_counter() - t)
+        return out
+    s = branches.correlation_settings("laptop")["LeNet on MNIST"]
+    branches.fit = timed
+    try:
+        with tempfile.TemporaryDirectory() as folder:
+            store, shares = Store(folder), []
+            run([branches.branch_trial(s, "dense", 0, .1, 0)], store, progress="silent")
+            for level in range(1, 3 if quick else 6):
+                trial = [branches.branch_trial(s, "WT", level, .1, 0)]
+                total = seconds(lambda: run(trial, store, progress="silent"))
+                shares.append(1 - trained[-1] / total)
+    finally: branches.fit = plain
+    note("imp-level-overhead", "share of a level of IMP (LeNet-300-100 on 20,000 images, 15 epochs) that is not training", statistics.median(shares), .02,
+         detail=f"range {min(shares):.4f} to {max(shares):.4f} over {len(shares)} levels of {statistics.median(trained):.1f} s")
+
 def overhead(quick):
     "What a trial costs beyond its work: trials that do nothing."
     import tempfile
@@ -187,7 +230,7 @@ def overhead(quick):
         s = seconds(lambda: run([Idle(number=i) for i in range(n)], store=Store(folder), progress="silent"))
     note("trial-overhead-ms", "milliseconds a trial that does nothing, one worker", 1000 * s / n, 5)
 
-SUITE = {f.__name__: f for f in (ops, selection, synflow, cohort, crossing, loader, overhead)}
+SUITE = {f.__name__: f for f in (ops, selection, synflow, cohort, crossing, loader, resnet, imp, overhead)}
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)

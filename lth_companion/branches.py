@@ -7,7 +7,7 @@ __all__ = ['STARTS', 'P', 'BRANCHES', 'BranchTrial', 'dense', 'below', 'is_level
            'trained', 'rewound', 'start_of', 'find_masks', 'make_ticket', 'agreement', 'Setting', 'schedule_of',
            'correlation_settings', 'branch_trial', 'family']
 
-# %% ../nbs/37_branches.ipynb #5d73f250
+# %% ../nbs/37_branches.ipynb #3fafc94c
 import math
 from collections import OrderedDict
 from dataclasses import dataclass
@@ -19,7 +19,7 @@ from pydantic import Field, model_validator
 from . import data as datasets
 from .tickets import Ticket, generator, prunable
 from .imp import admm, branch, check_rate, cut, shuffle_masks, smart_masks, spared
-from .correlation import cosine, overlap, pearson, sign_agreement
+from .correlation import _moments, cosine, overlap, pearson, sign_agreement
 from .models import MLP, create
 from .training import Recipe, train
 from .cohorts import train_cohort
@@ -194,20 +194,30 @@ def make_ticket(trial:BranchTrial) -> tuple[Ticket, dict]:
     ticket = branch(start_of(trial), {n: m.cpu() for n, m in masks.items()})
     return (nudged(ticket, trial.nudge) if trial.nudge else ticket), notes
 
-# %% ../nbs/37_branches.ipynb #bf9e4c28
+# %% ../nbs/37_branches.ipynb #2c958618
 P = (.1, .2, .3, .4, .5)
 
 def _numbers(o, digits=6): return [round(float(v), digits) for v in (o.value, o.null_mean, o.null_sd)]
 
 def agreement(final:Ticket, other:dict) -> dict:
     "How far the trained weights of a ticket agree with `other` weights (dense, by layer), by every measure of chapter 21."
-    m, w = final.masks, final.weights
-    out = {'remaining': {f'{p:g}': _numbers(overlap(w, other, p, masks=m)) for p in P}}
-    below = [p for p in P if all(round(p * w[n].numel()) <= k for n, k in final.kept.items())]
-    if final.density < 1: out['all'] = {f'{p:g}': _numbers(overlap(w, other, p)) + _numbers(overlap(w, other, p, given=m))[1:] for p in below}
-    return out | {'sign': _numbers(sign_agreement(w, other, masks=m)), 'pearson': _numbers(pearson(w, other, masks=m)), 'cosine': _numbers(cosine(w, other, masks=m))}
+    m, kept = {n: x.bool() for n, x in final.masks.items()}, final.kept
+    w, o = ({n: v[n][m[n]] for n in m if kept[n]} for v in (final.weights, other))      # those that remain, in one list a layer
+    out = {'remaining': {f'{p:g}': _numbers(overlap(w, o, p)) for p in P}}
+    if final.density < 1:
+        sizes = {n: x.numel() for n, x in m.items()}
+        fits = [p for p in P if all(round(p * n) <= kept[k] for k, n in sizes.items())]
+        out['all'] = {f'{p:g}': _over_all(overlap(final.weights, other, p, given=final.masks), p, sizes) for p in fits}
+    return out | {'sign': _numbers(sign_agreement(w, o)), 'pearson': _numbers(pearson(w, o)), 'cosine': _numbers(cosine(w, o))}
 
-# %% ../nbs/37_branches.ipynb #62ec8011
+def _over_all(found, p, sizes):
+    "Value, mean and sd by chance over all places, mean and sd by chance within the mask."
+    value, *within = _numbers(found)
+    mean, variance = (sum(x) for x in zip(*(_moments(n, round(p * n), round(p * n)) for n in sizes.values())))
+    scale = p * sum(sizes.values())
+    return [value, round(mean / scale, 6), round(math.sqrt(variance) / scale, 6), *within]
+
+# %% ../nbs/37_branches.ipynb #d0c9a498
 def _row(trial, ticket, result, notes, references):
     row = {'accuracy': result.accuracies[-1], 'best': max(result.accuracies), 'epochs': result.epochs, 'iterations': result.iterations, 'diverged': result.diverged,
            'engine': result.engine, 'losses': [round(v, 6) for v in result.losses], 'accuracies': [round(v, 2) for v in result.accuracies],
@@ -227,7 +237,8 @@ def _train_level(trial):
     ticket, notes = make_ticket(trial)
     if trial.masks != 'dense': return (ticket, notes), fit(trial, [ticket], _begin(trial))[0]
     history = []
-    def watch(net, result): history.append(_numbers(overlap({n: w.detach().cpu() for n, w in prunable(net).items()}, ticket.weights, .2))[0])
+    def watch(net, result):
+        if result.diverged is None: history.append(_numbers(overlap({n: w.detach().cpu() for n, w in prunable(net).items()}, ticket.weights, .2))[0])
     result = train(ticket.apply(network(trial)), _load(trial), trial.recipe, ticket.masks, trial.seed, on_epoch=watch)
     return (ticket, notes | {'history': history}), result
 
@@ -332,13 +343,14 @@ def correlation_settings(tier:str, device:str='cpu', seeds:list=()) -> dict[str,
                  for d in ('cifar10', 'cifar100') for m in ('resnet-20', 'vgg-11', 'mobilenet-v2')]
     return {s.name: s for s in found}
 
-# %% ../nbs/37_branches.ipynb #abc20fe9
+# %% ../nbs/37_branches.ipynb #4f5522a5
 def branch_trial(setting:Setting, kind:str, level:int, lr:float, seed:int, **fields) -> BranchTrial:
-    "The trial of a branch named in `BRANCHES` (or 'dense') at a level of a setting."
+    "The trial of a branch named in `BRANCHES` (or 'dense') at a level of a setting; `fields` override, a `recipe` among them."
     fields = setting.fields | fields
-    if kind == 'dense': return BranchTrial(**{k: v for k, v in fields.items() if k != 'rate'}, recipe=setting.recipe.model_copy(update={'lr': lr}), seed=seed)
+    recipe = fields.pop('recipe', None) or setting.recipe.model_copy(update={'lr': lr})
+    if kind == 'dense': return BranchTrial(**{k: v for k, v in fields.items() if k != 'rate'}, recipe=recipe, seed=seed)
     if 'rewound' in BRANCHES[kind].values(): fields['rewind'] = setting.rewind
-    return BranchTrial(**fields, **BRANCHES[kind], level=level, recipe=setting.recipe.model_copy(update={'lr': lr}), seed=seed)
+    return BranchTrial(**fields, **BRANCHES[kind], level=level, recipe=recipe, seed=seed)
 
 def family(setting:Setting, lr:float, seed:int) -> list[tuple[str, BranchTrial]]:
     "All branches of one dense run of a setting, with their names; IMP's levels first."
