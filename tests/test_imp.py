@@ -236,6 +236,21 @@ def test_a_damaged_ticket_is_made_anew(tmp_path):
     assert run([small(masks="one-shot", level=2)], store, progress=False).failed.isna().all()
     Ticket.load(file)
 
+@pytest.mark.gpu
+@pytest.mark.parametrize("model", ["lenet-300-100", "conv-2"])
+def test_branches_on_cuda_agree_with_the_cpu(tmp_path, model):
+    "Masks of the first level equal in all but a hundredth of the entries, accuracies within five points after three epochs."
+    def go(device):
+        levels = [BranchTrial(data="mnist", train_size=2000, model=model, width=.25, recipe=FEW, device=device, masks="imp" if i else "dense", level=i) for i in range(3)]
+        more = [levels[2].model_copy(update=dict(start=s, rewind=20 if s == "rewound" else 0)) for s in ("fresh", "trained", "rewound")] + [levels[2].model_copy(update=dict(masks="admm"))]
+        run(levels, Store(tmp_path / device), progress=False)
+        rows = run(levels + more, Store(tmp_path / device), progress=False)
+        assert rows.failed.isna().all(), rows.failed.dropna().iloc[0]
+        return rows, make_ticket(levels[1])[0]
+    (cpu, a), (cuda, b) = go("cpu"), go("cuda")
+    assert sum(int((a.masks[n] != b.masks[n]).sum()) for n in a.masks) <= .01 * sum(m.numel() for m in a.masks.values())
+    assert (cpu.accuracy - cuda.accuracy).abs().max() < 5 and cpu.kept.tolist() == cuda.kept.tolist()
+
 # --- what defaults a hash leaves out
 
 FROZEN = {"data": "mnist", "train_size": None, "validation": 0, "model": "lenet-300-100", "width": 1, "masks": "dense", "level": 0, "rate": .2, "scope": "layer",
