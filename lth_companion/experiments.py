@@ -6,7 +6,7 @@
 __all__ = ['BUILT_IN', 'FAITHFUL', 'CLEAN', 'Size', 'TicketTrial', 'start', 'find_masks', 'nudged', 'make_ticket',
            'train_tickets', 'level_densities', 'run_levels', 'mask_facts', 'thesis', 'thesis_size']
 
-# %% ../nbs/31_experiments.ipynb #20fbe82e
+# %% ../nbs/31_experiments.ipynb #5fd9e909
 import copy, hashlib, json, math, os, warnings
 from functools import lru_cache, partial
 from pathlib import Path
@@ -21,6 +21,7 @@ from .scorers import SCORERS, grasp, lookup
 from .stacking import Method, call, scorer as parse, check_init
 from .saw import saw
 from .pruning import prune, LayerCollapse
+from .imp import random_masks, shuffle_masks
 from .models import create
 from .training import Recipe
 from .cohorts import train_cohort
@@ -138,7 +139,7 @@ def start(trial:TicketTrial, init:str=None) -> torch.nn.Module:
         for n, p in net.named_parameters(): p.copy_(state[n])
     return net
 
-# %% ../nbs/31_experiments.ipynb #ff4ca113
+# %% ../nbs/31_experiments.ipynb #c80bb733
 def _batches(trial, level=0):
     draw = generator(trial.seed, 'batch', level)
     return _load(trial).scoring_batches(trial.score_images, draw, batch_size=256 if trial.score_images else 10_000)
@@ -159,16 +160,9 @@ def find_masks(trial:TicketTrial, model=None, on_round=None) -> dict:
     model = model or start(trial)
     scorer = parse(trial.scorer)
     masks = _prune(trial, model, _inverted(scorer) if trial.mask_edit == 'inverted' else scorer, trial.density, on_round=on_round)
-    if trial.mask_edit == 'shuffled':
-        draw = generator(trial.seed, 'mask-shuffle')
-        masks = {n: m.flatten()[torch.randperm(m.numel(), generator=draw).to(m.device)].reshape(m.shape) for n, m in masks.items()}
+    if trial.mask_edit == 'shuffled': return shuffle_masks(masks, generator(trial.seed, 'mask-shuffle'))
     if trial.mask_edit == 'random':      # the same layer densities, no structure
-        draw = generator(trial.seed, 'mask-random')
-        kept = {n: int(m.sum()) for n, m in masks.items()}
-        for n, m in masks.items():
-            new = torch.zeros(m.numel(), dtype=m.dtype)
-            new[torch.randperm(m.numel(), generator=draw)[:kept[n]]] = 1
-            masks[n] = new.reshape(m.shape).to(m.device)
+        return random_masks(masks, {n: int(m.sum()) for n, m in masks.items()}, generator(trial.seed, 'mask-random'))
     return masks
 
 # %% ../nbs/31_experiments.ipynb #74f97914

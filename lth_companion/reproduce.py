@@ -376,9 +376,11 @@ def open_store(root, tier, paper, out=""):
         if pack_path(figures, tier, paper).exists(): store.attach(pack_path(figures, tier, paper))
     return store
 
-# %% ../nbs/35_reproduce.ipynb #ffe8fc2a
+# %% ../nbs/35_reproduce.ipynb #94297cbe
 class _Trials:
     "The half of `Notebook` that runs trials."
+    pool = None # its worker processes, once there is something to run
+
     @functools.cached_property
     def store(self): return open_store(self.root, self.tier, self.paper, self.figures)
 
@@ -423,7 +425,7 @@ def _plan(self, stop):
 
 _Trials._todo, _Trials._plan = _todo, _plan
 
-# %% ../nbs/35_reproduce.ipynb #c95fd9a1
+# %% ../nbs/35_reproduce.ipynb #d782a836
 def _engine(self, engine, trials, force, allow_failed):
     "Run trials, telling the runner how far they are and packing them as time goes by."
     every, packed = float(os.environ.get("LTH_PACK_EVERY") or 600), time.time()
@@ -435,7 +437,11 @@ def _engine(self, engine, trials, force, allow_failed):
         if force and os.path.dirname(self.force): _append(self.force, trial.hash)
         if time.time() - packed > every: self.pack(); packed = time.time()
     _tell(done, total)
-    try: rows = engine.run(trials, store=self.store, workers=self.workers, force=force, on_done=on_done, progress="silent" if os.environ.get("LTH_PROGRESS") else None)
+    if self.workers > 1 and self.pool is None: self.pool = engine.Workers(self.workers) # kept for the next sweep: to start one takes seconds
+    try: rows = engine.run(trials, store=self.store, workers=self.workers, executor=self.pool, force=force, on_done=on_done, progress="silent" if os.environ.get("LTH_PROGRESS") else None)
+    except BaseException:
+        self.close()
+        raise
     finally: self.pack()
     bad, self.trained = rows.attrs["failures"], self.trained + rows.attrs["ran"]
     self.used |= {t.hash: t for t in trials if t.hash not in bad}
@@ -449,7 +455,12 @@ def _append(path, line):
 def _tell(done, total):
     if path := os.environ.get("LTH_PROGRESS"): _write(path, json.dumps({"done": done, "total": total}))
 
-_Trials._engine = _engine
+def _close(self) -> None:
+    "End the workers; what they have in hand is given up."
+    if self.pool: self.pool.shutdown(cancel_futures=True)
+    self.pool = None
+
+_Trials._engine, _Trials.close = _engine, _close
 
 # %% ../nbs/35_reproduce.ipynb #2ebd65ce
 def _others_use(folder, name):
@@ -543,9 +554,10 @@ class Notebook(_Trials, _Outputs):
 
     def __repr__(self): return f"Notebook({self.paper}/{self.name}, {self.tier}, {self.device}) -> {self.folder}"
 
-# %% ../nbs/35_reproduce.ipynb #8b8dfa9a
+# %% ../nbs/35_reproduce.ipynb #8f7aa629
 def _finish(self) -> None:
-    "Write `provenance.json`, drop what an earlier version of this notebook left, and close the pack. The last call of a notebook."
+    "End the workers, write `provenance.json`, drop what an earlier version of this notebook left, and close the pack. The last call of a notebook."
+    self.close()
     if self.dry: return
     was = read_provenance(self.folder)
     for name in set(was.get("outputs", ())) - self.outputs: (self.folder / Path(name).name).unlink(missing_ok=True)

@@ -1,0 +1,153 @@
+"Trials of sparse training and of plasticity: what they hash, what they store, what they cost, and that a kill changes nothing."
+import json, math, os, pathlib, signal, subprocess, sys, tempfile, textwrap
+import pytest, torch
+from lth_companion import sparse_training as S, trials as engine
+from lth_companion.costs import training_flops
+from lth_companion.dynamic import Dynamic, DynamicError, settings
+from lth_companion.sparse_training import PlasticityTrial, SparseTrial, granet_settings, images_until, plasticity_trial, segments, sparse_trial, table_trials
+from lth_companion.training import Recipe
+from lth_companion.trials import Store, run
+
+FEW = Recipe(lr=.1, momentum=.9, nesterov=True, weight_decay=5e-4, batch_size=128, max_epochs=3, patience=None)
+BASE = dict(data="digits", width=.2, recipe=FEW)
+def small(method=None, density=.1, **fields): return SparseTrial(**(BASE | fields), dynamic=settings(method, density, interval=3) if method else None)
+def plastic(**fields): return PlasticityTrial(**(BASE | dict(epoch=2, after=1) | fields))
+
+# --- what defaults a hash leaves out
+
+FROZEN = {"data": "mnist", "train_size": None, "validation": 0, "model": "lenet-300-100", "width": 1, "dynamic": None, "scorer": None, "density": None, "rounds": 1,
+    "score_images": 128, "nudge": 0, "seed": 0, "device": "cpu", "dynamic.initial": "erk", "dynamic.initial_density": None, "dynamic.schedule": "constant", "dynamic.begin": 0,
+    "dynamic.end": .5, "dynamic.scope": "global", "dynamic.drop": "none", "dynamic.drop_rate": .5, "dynamic.drop_floor": .005, "dynamic.drop_end": 1, "dynamic.growth": "none",
+    "dynamic.share": "layer", "dynamic.interval": 100, "dynamic.exclude_dropped": False, "dynamic.regrown": "zero"}
+FROZEN_PLASTICITY = {"after": 3, "rate": 0, "scope": "global", "unit": "weight", "regenerate": "none", "share": .5, "data": "mnist", "train_size": None, "validation": 0,
+    "model": "lenet-300-100", "width": 1, "seed": 0, "device": "cpu"}
+
+@pytest.mark.parametrize("kind, frozen", [(SparseTrial, FROZEN), (PlasticityTrial, FROZEN_PLASTICITY)])
+def test_the_frozen_defaults_have_not_changed(kind, frozen):
+    now = engine.defaults(kind)
+    assert {k: now.get(k, "gone") for k in frozen} == frozen
+
+def test_known_hashes():
+    s = granet_settings("laptop")["LeNet on MNIST"]
+    found = [sparse_trial(s, m, .02, 100).hash[:12] for m in ("dense", "SNIP", "static", "RigL", "GraNet (s_i=0.5)", "GraNet (s_i=0), authors")] + [plasticity_trial(s, 6, .9, 100, regenerate="equal").hash[:12]]
+    assert found == HASHES
+
+HASHES = ["7b3947a42fcc", "77c16eb35686", "7f94c5133b98", "db4e4d459553", "f3b9be51e488", "0897531e40b8", "664f5d7fd1a6"]
+
+# --- golden trials: `python tests/test_sparse_training.py` writes this machine's results beside those that are known
+
+GOLDEN = [small(), small("static"), small("SET"), small("SNFS"), small("RigL"), small("GMP"), small("GraNet (s_i=0)"), small("GraNet (s_i=0.5)"), SparseTrial(**BASE, scorer="snip", density=.1),
+          plastic(rate=.9, regenerate="equal"), plastic(rate=.5, unit="filter", scope="uniform")]
+KNOWN = pathlib.Path(__file__).parent / "golden_sparse.json"
+
+def measured(folder):
+    rows = run(GOLDEN, Store(folder), progress="silent")
+    assert rows.failed.isna().all(), rows.failed.dropna().iloc[0]
+    return [{k: r[k] for k in ("digest", "layers", "losses", "accuracies", "training_flops") if isinstance(r[k], (str, dict, list)) or r[k] == r[k]} for _, r in rows.iterrows()]
+
+def test_golden_trials(tmp_path):
+    "Bit for bit on a known fingerprint; elsewhere the counts of exact methods, and the first loss to 1e-4."
+    from test_experiments import fingerprint
+    known, got = json.loads(KNOWN.read_text()), measured(tmp_path)
+    if fingerprint() in known: assert got == known[fingerprint()]
+    for g, w in zip(got, next(iter(known.values())), strict=True):
+        assert sum(g["layers"].values()) == sum(w["layers"].values())
+        if "losses" in g: assert abs(g["losses"][0] - w["losses"][0]) < 1e-4
+
+# --- one result wherever it is run
+
+def test_a_pool_alone_and_together_give_the_same(tmp_path):
+    some = [small(m, seed=s) for s in (0, 1) for m in ("static", "RigL", "GraNet (s_i=0)")] + [plastic(rate=r, seed=1) for r in (0., .5, .9)]
+    rows = [run(some, Store(tmp_path / "a"), progress="silent"), run(some, Store(tmp_path / "b"), workers=2, progress="silent")]
+    alone = [run([t], Store(tmp_path / "c"), progress="silent") for t in some]
+    for key in ("digest", "accuracies", "plasticity", "kept"):
+        assert len({tuple(map(str, values)) for values in (rows[0][key], rows[1][key], [r[key].iloc[0] if key in r else math.nan for r in alone])}) == 1
+
+def test_a_killed_sweep_goes_on(tmp_path):
+    "Killed by signal 9 in the middle: what was stored is not trained again, and the table is the same."
+    script = textwrap.dedent("""
+        import os, signal, sys; sys.path.insert(0, sys.argv[2])
+        from test_sparse_training import small; from lth_companion.trials import Store, run
+        some, seen = [small(m, seed=s) for s in range(3) for m in ("RigL", "GMP")], []
+        def done(t, r):
+            seen.append(t)
+            if len(seen) == 3: os.kill(os.getpid(), signal.SIGKILL)
+        run(some, Store(sys.argv[1]), progress="silent", on_done=done)""")
+    ended = subprocess.run([sys.executable, "-c", script, str(tmp_path / "a"), str(pathlib.Path(__file__).parent)], env=os.environ)
+    assert ended.returncode == -signal.SIGKILL
+    some = [small(m, seed=s) for s in range(3) for m in ("RigL", "GMP")]
+    again, whole = run(some, Store(tmp_path / "a"), progress="silent"), run(some, Store(tmp_path / "b"), progress="silent")
+    assert again.attrs["ran"] == 3 and again.digest.tolist() == whole.digest.tolist() and again.accuracies.tolist() == whole.accuracies.tolist()
+
+def test_a_long_trial_goes_on_from_its_checkpoint(tmp_path, monkeypatch):
+    monkeypatch.setattr(SparseTrial, "cost", lambda t: 1000.)
+    trial, kept = small("GraNet (s_i=0.5)"), []
+    plain = S.sparse_train
+    def dies(*a, checkpoint, **kw):
+        kept.append(checkpoint)
+        def stop(model, result):
+            if result.epochs == 2 and len(kept) == 1: raise KeyboardInterrupt
+        return plain(*a, checkpoint=checkpoint, on_epoch=stop, **kw)
+    monkeypatch.setattr(S, "sparse_train", dies)
+    with pytest.raises(KeyboardInterrupt): run([trial], Store(tmp_path / "a"), progress="silent")
+    assert kept[0].exists()
+    got, want = run([trial], Store(tmp_path / "a"), progress="silent"), run([trial], Store(tmp_path / "b"), progress="silent")
+    assert got.digest.tolist() == want.digest.tolist() and got.history.tolist() == want.history.tolist() and got.losses.tolist() == want.losses.tolist()
+    assert not kept[0].exists()
+
+# --- costs
+
+def test_segments_add_up():
+    first, history = {"a": 10, "b": 4}, [{"t": t, "kept": [10 - t // 3, 4]} for t in (3, 6, 9)]
+    parts = segments(history, first, 12, 250, 100, False, lambda t: t != 6)
+    assert sum(p[0] for p in parts) == images_until(12, 250, 100) == 1000
+    assert [p[2] for p in parts] == [50, 0, 50, 0]                 # events at the end of an epoch of 3 steps, 50 images in the last
+    assert [p[1]["a"] for p in parts] == [10, 9, 8, 7]
+
+def test_the_multiples_are_those_of_the_masks(tmp_path):
+    rows = run([small(), small("static"), small("RigL"), small("GMP"), small("SNFS")], Store(tmp_path), progress="silent")
+    dense, static, rigl, gmp, snfs = rows.training_flops
+    assert dense == 1 and static == pytest.approx(rows.inference_flops[1], abs=1e-6)      # an MLP: every weight is used once an image
+    assert static < rigl < snfs < 1 and static < gmp < 1
+    assert rows.inference_flops[1:].tolist() == pytest.approx([.1] * 4, abs=1e-3)
+
+# --- divergence, and bad input
+
+def test_a_diverged_run_is_a_result(tmp_path):
+    wild = Recipe(lr=1e6, momentum=.9, batch_size=128, max_epochs=3, patience=None)
+    rows = run([small("GraNet (s_i=0)", recipe=wild), plastic(recipe=wild, epoch=3, rate=.5)], Store(tmp_path), progress="silent")
+    assert rows.failed.isna().all() and rows.diverged.notna().all()
+
+@pytest.mark.parametrize("bad, said", [
+    (lambda: small("RigL", density=9), "fraction of weights kept"), (lambda: SparseTrial(scorer="snip"), "go together"), (lambda: SparseTrial(scorer="snpi", density=.1), "snip"),
+    (lambda: SparseTrial(dynamic=settings("SET", .1), scorer="snip", density=.1), "not from both"), (lambda: small(recipe=Recipe()), "patience"),
+    (lambda: plastic(epoch=9), "earlier"), (lambda: plastic(rate=1.), "fraction of present"), (lambda: plastic(rate=0., regenerate="equal"), "rate 0"),
+    (lambda: plastic(rate=.5, unit="filter", regenerate="authors"), "equal"), (lambda: settings("Rigl", .1), "RigL"), (lambda: sparse_trial(granet_settings("smoke")["conv-2 on MNIST"], "granet", .1, 0), "GraNet")])
+def test_bad_input(bad, said):
+    with pytest.raises((ValueError, LookupError)) as error: bad()
+    assert said in str(error.value)
+
+def test_an_interval_that_never_comes_fails_in_one_sentence(tmp_path):
+    rows = run([small().model_copy(update=dict(dynamic=settings("RigL", .1, interval=5000)))], Store(tmp_path), progress="silent")
+    assert "give an interval below" in rows.failed[0]
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("model", ["lenet-300-100", "conv-2"])
+def test_methods_on_cuda_agree_with_the_cpu(tmp_path, model):
+    "Counts equal, accuracies within five points after three epochs, whatever the method."
+    def go(device):
+        some = [SparseTrial(data="mnist", train_size=2000, model=model, width=.25, recipe=FEW, device=device, dynamic=settings(m, .05, interval=5)) for m in ("static", "SET", "SNFS", "RigL", "GMP", "GraNet (s_i=0.5)")]
+        more = [PlasticityTrial(data="mnist", train_size=2000, model=model, width=.25, recipe=FEW, device=device, epoch=2, after=1, rate=.9, regenerate="equal")]
+        rows = run(some + more, Store(tmp_path / device), progress="silent")
+        assert rows.failed.isna().all(), rows.failed.dropna().iloc[0]
+        return rows
+    cpu, cuda = go("cpu"), go("cuda")
+    assert cpu.kept.tolist() == cuda.kept.tolist()
+    assert (cpu.accuracy - cuda.accuracy).abs().max() < 5 and abs(cpu.after_accuracy.iloc[-1] - cuda.after_accuracy.iloc[-1]) < 5
+
+if __name__ == "__main__":
+    from test_experiments import fingerprint
+    torch.set_num_threads(1)
+    known = json.loads(KNOWN.read_text()) if KNOWN.exists() else {}
+    with tempfile.TemporaryDirectory() as folder: known[fingerprint()] = measured(folder)
+    KNOWN.write_text(json.dumps(known, indent=1, sort_keys=True) + "\n")
