@@ -4,12 +4,12 @@ python benchmarks/run.py [NAME ...] [--quick] [--json FILE]     (make bench runs
 Exit code 1 if a ratio misses its bound. One thread; the machine should be otherwise idle."""
 import os
 os.environ["OMP_NUM_THREADS"] = "1"
-import argparse, collections, copy, json, pathlib, platform, statistics, sys, time
+import argparse, collections, copy, json, math, pathlib, platform, statistics, sys, time
 import numpy as np, torch
 import torch.nn.functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 torch.set_num_threads(1)
-from lth_companion import data as datasets
+from lth_companion import data as datasets, dynamic
 from lth_companion.cohorts import engine, train_cohort
 from lth_companion.experiments import make_ticket, thesis
 from lth_companion.imp import cut
@@ -39,6 +39,12 @@ def paired(a, b, rounds):
         x, y = seconds(a), seconds(b)
         ratios.append(x / y); base.append(y)
     return statistics.median(ratios), f"range {min(ratios):.3f} to {max(ratios):.3f} over {rounds}, base {statistics.median(base) * 1000:.1f} ms"
+
+def interleaved(a, b, pairs):
+    "The ratios time(a)/time(b) of pairs run in turn, each first in every second pair, and the upper end of the bootstrap's 95 % interval of their median."
+    a(), b()
+    ratios = np.array([seconds(a) / seconds(b) if i % 2 else 1 / (seconds(b) / seconds(a)) for i in range(pairs)])
+    return ratios, np.quantile(np.median(np.random.default_rng(0).choice(ratios, (2000, len(ratios))), axis=1), .975)
 
 class Count(TorchDispatchMode):
     "Counts ATen operations that do something (views and detach are free)."
@@ -191,12 +197,80 @@ def resnet(quick):
         with Count() as c: step(net, opt, x, y, *args)
         return (lambda: [step(net, opt, x, y, *args) for _ in range(5)]), c.n
     (a, more), (b, base) = setup(True), setup(False)
-    a(), b()
-    ratios = np.array([seconds(a) / seconds(b) if i % 2 else 1 / (seconds(b) / seconds(a)) for i in range(50 if quick else 200)])
-    draws = np.median(np.random.default_rng(0).choice(ratios, (2000, len(ratios))), axis=1)
+    ratios, upper = interleaved(a, b, 50 if quick else 200)
     note("resnet-20-operations", f"extra ATen operations of a masked ResNet-20 step ({base} dense)", more - base, 3)
-    note("resnet-20-masked-step", "time of a masked ResNet-20 step over a dense one: upper end of the 95 % interval of the median", np.quantile(draws, .975), 1.03,
+    note("resnet-20-masked-step", "time of a masked ResNet-20 step over a dense one: upper end of the 95 % interval of the median", upper, 1.03,
          detail=f"median {np.median(ratios):.3f} of {len(ratios)} interleaved pairs")
+
+def sorted_event(weights, momenta, masks, grads, density, rate):
+    "Prune, drop and grow as public implementations do: a full sort of the network's magnitudes, then two of every layer; masks, weights and momentum in place."
+    flat = torch.cat([w.abs().flatten() for w in weights])
+    threshold = flat.sort().values[flat.numel() - int(density * flat.numel())]
+    for w, v, m, g in zip(weights, momenta, masks, grads):
+        m.copy_(w.abs() >= threshold)
+        w.mul_(m)
+        kept = int(m.sum()); gone = math.ceil(rate * kept)
+        order = w.abs().flatten().sort().indices
+        m.view(-1)[order[:m.numel() - kept + gone]] = 0
+        w.mul_(m); v.mul_(m)
+        order = (g.abs() * (m == 0)).flatten().sort(descending=True).indices
+        m.view(-1)[order[:gone]] = 1
+
+def dynamic_update(quick):
+    "One GraNet event, reading the gradients included, on ResNet-18 (11.2 M weights) in the middle of its schedule, against full sorts."
+    net, s = create("resnet-18", generator=generator(0, "init"), shape=(3, 32, 32)), dynamic.settings("GraNet (s_i=0)", .1, 100)
+    work, weights, opt = dynamic.DropGrow(s), list(prunable(net).values()), optimizer(net, Recipe(momentum=.9))
+    clock, at = dynamic.Clock(s, 5000), 1000
+    masks = list(keep_top({n: w.detach().abs() for n, w in prunable(net).items()}, clock.density(at - 100)).values())
+    g = generator(0, "gradients")
+    for w, m in zip(weights, masks):
+        w.data.mul_(m); w.grad = torch.randn(w.shape, generator=g)
+        opt.state[w]["momentum_buffer"] = torch.randn(w.shape, generator=g) * m
+    work.attach(list(prunable(net)), weights, masks, opt, 5000)
+    momenta, grads = [opt.state[w]["momentum_buffer"] for w in weights], [w.grad for w in weights]
+    start = [t.detach().clone() for t in (*weights, *momenta, *masks)]
+    def anew():
+        with torch.no_grad():
+            for t, was in zip((*weights, *momenta, *masks), start): t.copy_(was)
+        work.done = at - 1
+    def ours(): work.observe(); assert work.update(at)
+    @torch.no_grad()
+    def theirs(): sorted_event([w.data for w in weights], momenta, masks, grads, clock.density(at), clock.drop(at))
+    found = []
+    for event in (ours, theirs):        # also the warm-up: nearly the same masks
+        anew(); event(); found.append([m.clone() for m in masks])
+    differ, n = sum(int((a != b).sum()) for a, b in zip(*found)), sum(m.numel() for m in masks)
+    ratios, base = [], []
+    for _ in range(5 if quick else 15):
+        anew(); x = seconds(ours)
+        anew(); y = seconds(theirs)
+        ratios.append(x / y); base.append(y)
+    note("dynamic-update", f"a GraNet event of {n:,} weights over one by full sorts", statistics.median(ratios), .25,
+         detail=f"{differ} mask entries differ; range {min(ratios):.3f} to {max(ratios):.3f} over {len(ratios)}, base {statistics.median(base) * 1000:.0f} ms")
+
+def dynamic_training(quick):
+    "100 steps with one GraNet event in them against 100 steps with static masks: LeNet-300-100, batches of 128 (the laptop tier's)."
+    pairs = 50 if quick else 100
+    x, y = torch.randn(128, 1, 28, 28, generator=generator(0, "x")), torch.arange(128) % 10
+    s = dynamic.settings("GraNet (s_i=0.5)", .05, 100, end=1.)
+    def setup(changing):
+        net = lenet()
+        masks, opt = dynamic.initial_masks(net, s), optimizer(net, Recipe(lr=.01, momentum=.9, nesterov=True, weight_decay=5e-4))
+        Ticket.of(net, masks).apply(net)
+        weights, masks, work, t = list(prunable(net).values()), list(masks.values()), dynamic.DropGrow(s), 0
+        if changing: work.attach(list(prunable(net)), weights, masks, opt, 100 * (pairs + 2))
+        def stretch():
+            nonlocal t
+            for _ in range(100):
+                step(net, opt, x, y, weights, masks, on_gradient=work.observe if changing else None)
+                t += 1
+                if changing: work.update(t)
+        return stretch, work
+    (a, work), (b, _) = setup(True), setup(False)
+    ratios, upper = interleaved(a, b, pairs)
+    assert len(work.history) == pairs + 1
+    note("dynamic-training", "time of 100 steps of LeNet-300-100 with one event over 100 with static masks: upper end of the 95 % interval of the median", upper, 1.05,
+         detail=f"median {np.median(ratios):.3f} of {pairs} interleaved pairs")
 
 def imp(quick):
     "What a level of IMP costs beyond its training: the cut, the rewinding, R_p and its chance, the files."
@@ -230,7 +304,7 @@ def overhead(quick):
         s = seconds(lambda: run([Idle(number=i) for i in range(n)], store=Store(folder), progress="silent"))
     note("trial-overhead-ms", "milliseconds a trial that does nothing, one worker", 1000 * s / n, 5)
 
-SUITE = {f.__name__: f for f in (ops, selection, synflow, cohort, crossing, loader, resnet, imp, overhead)}
+SUITE = {f.__name__.replace("_", "-"): f for f in (ops, selection, synflow, cohort, crossing, loader, resnet, dynamic_update, dynamic_training, imp, overhead)}
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)

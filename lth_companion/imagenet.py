@@ -81,7 +81,7 @@ class World:
         if self.size > 1: dist.all_reduce(t, op=dist.ReduceOp.MAX)
         return int(t[0]) == -int(t[1])
 
-# %% ../nbs/25_imagenet.ipynb #064c3a6b
+# %% ../nbs/25_imagenet.ipynb #82afbc30
 def processes() -> tuple[int, int, int]:
     "(rank, size, rank on this machine) as torchrun gives them; (0, 1, 0) without it."
     return tuple(int(os.environ.get(k, d)) for k, d in (('RANK', 0), ('WORLD_SIZE', 1), ('LOCAL_RANK', 0)))
@@ -95,13 +95,19 @@ def choose_device(name:str='auto') -> torch.device:
                                           else 'This machine has no CUDA device; give --device cpu.')
     return torch.device('cuda', local)
 
+def _meeting_place() -> dist.Store:
+    "torchrun's store, under a name of this start: after a restart (--max-restarts) it still holds the addresses of the dead."
+    store, _, size = next(dist.rendezvous('env://'))
+    alone = int(os.environ.get('LOCAL_WORLD_SIZE', 0)) == size      # several machines may count their restarts differently
+    return dist.PrefixStore(f'start{os.environ.get("TORCHELASTIC_RESTART_COUNT", 0)}', store) if alone else store
+
 @contextlib.contextmanager
 def join(device:torch.device=torch.device('cpu')):
     "The `World` of this process: nccl between GPUs, gloo between CPUs, nothing for a single process."
     rank, size, _ = processes()
     gpu = device.type == 'cuda'
     if gpu: torch.cuda.set_device(device)
-    if size > 1: dist.init_process_group('nccl' if gpu else 'gloo', **({'device_id': device} if gpu else {}))
+    if size > 1: dist.init_process_group('nccl' if gpu else 'gloo', store=_meeting_place(), rank=rank, world_size=size, **({'device_id': device} if gpu else {}))
     yield World(rank, size, device)
     if size > 1: dist.destroy_process_group()      # after an error the process ends at once: nccl would wait for the others
 

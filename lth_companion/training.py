@@ -6,8 +6,8 @@
 __all__ = ['Recipe', 'Stopper', 'Result', 'Progress', 'order', 'optimizer', 'step', 'evaluate', 'velocity_of', 'put_velocity',
            'keep', 'resume', 'stop_split', 'train']
 
-# %% ../nbs/12_training.ipynb #850826df
-import json, math, warnings
+# %% ../nbs/12_training.ipynb #c274c2ea
+import hashlib, json, math, warnings
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
@@ -166,7 +166,7 @@ def evaluate(model, data, split:str='test', batch_size:int=1000) -> tuple[float,
     model.train(was)
     return loss / len(y), 100 * right / len(y)
 
-# %% ../nbs/12_training.ipynb #3d486187
+# %% ../nbs/12_training.ipynb #b1230379
 def velocity_of(model, opt) -> dict[str, torch.Tensor]:
     "The optimizer's momentum buffers by parameter name (copies; empty before the first step)."
     found = {n: opt.state[p].get('momentum_buffer') for n, p in model.named_parameters()}
@@ -184,10 +184,17 @@ def keep(path, model, opt, masks, sparsity, key:dict, records:list):
     tensors = {f'sparsity/{n}': t for n, t in tensors.items()}
     tensors |= {f'model/{n}': t for n, t in model.state_dict().items()} | {f'velocity/{n}': t for n, t in velocity_of(model, opt).items()}
     tensors |= {f'masks/{n}': m for n, m in zip(prunable(model), masks or ())}
-    meta = {'format': 'lth_companion.checkpoint', 'key': json.dumps(key, sort_keys=True), 'records': json.dumps(records), 'sparsity': json.dumps(meta)}
+    tensors = {n: t.detach().cpu().contiguous() for n, t in tensors.items()}
+    meta = {'key': json.dumps(key, sort_keys=True), 'records': json.dumps(records), 'sparsity': json.dumps(meta)}
     path = Path(path); part = path.with_name(path.name + '.part')
     path.parent.mkdir(parents=True, exist_ok=True)
-    part.write_bytes(save({n: t.detach().cpu().contiguous() for n, t in tensors.items()}, meta)); part.replace(path)
+    part.write_bytes(save(tensors, meta | {'sha256': _seal(tensors, meta)})); part.replace(path)
+
+def _seal(tensors, meta):
+    "sha256 of what a checkpoint holds."
+    h = hashlib.sha256(json.dumps([meta[k] for k in ('key', 'records', 'sparsity')]).encode())
+    for n in sorted(tensors): h.update(f'{n}{list(tensors[n].shape)}'.encode() + tensors[n].reshape(-1).view(torch.uint8).numpy().tobytes())
+    return h.hexdigest()
 
 def resume(path, model, opt, masks, sparsity, key:dict) -> list:
     "Put a checkpoint back, masks in place; the records of its epochs, none where there is no checkpoint or a damaged one (with a warning)."
@@ -197,6 +204,7 @@ def resume(path, model, opt, masks, sparsity, key:dict) -> list:
         with safe_open(path, 'pt') as f:
             meta, tensors = f.metadata() or {}, {n: f.get_tensor(n) for n in f.keys()}
         was, records, extra = (json.loads(meta[k]) for k in ('key', 'records', 'sparsity'))
+        if _seal(tensors, meta) != meta.get('sha256'): raise ValueError('its content has changed')
     except (SafetensorError, OSError, KeyError, ValueError) as e:
         warnings.warn(f'The checkpoint {path} cannot be read ({str(e).splitlines()[0][:80]}); training starts anew.')
         return []
@@ -209,7 +217,7 @@ def resume(path, model, opt, masks, sparsity, key:dict) -> list:
     if sparsity: sparsity.restore(part('sparsity'), extra)
     return records
 
-# %% ../nbs/12_training.ipynb #cf988213
+# %% ../nbs/12_training.ipynb #88e1bddf
 def stop_split(recipe:Recipe, data) -> str | None:
     "The split that stops the run where it is not the test set; an error where the data have none."
     if recipe.stop_on == 'test': return None
@@ -235,13 +243,15 @@ def train(model, data, recipe:Recipe=Recipe(), masks=None, seed:int=0, level:int
     n, opt, split = len(data.train_y), optimizer(model, recipe), stop_split(recipe, data)
     run = Progress(recipe, math.ceil(n / recipe.batch_size), begin)
     on, dtype, done, saved, velocities = True, next(model.parameters()).dtype, begin, {}, {}
+    def present(): return Ticket.of(model, {k: m for k, m in zip(prunable(model), mask_list)} if masks is not None else None)
     if velocity: put_velocity(model, opt, velocity)
-    if sparsity: sparsity.attach(list(masks), weights, mask_list, opt, run.steps * recipe.max_epochs)
+    if sparsity: sparsity.attach(list(masks), weights, mask_list, opt, run.steps * recipe.max_epochs, begin)
     if checkpoint:
-        records = resume(checkpoint, model, opt, mask_list, sparsity, key := {'recipe': recipe.model_dump(mode='json'), 'seed': seed, 'level': level, 'begin': begin, 'images': n, 'sparsity': sparsity and sparsity.key})
+        key = {'recipe': recipe.model_dump(mode='json'), 'seed': seed, 'level': level, 'begin': begin, 'data': [data.id, data.checksum, n], 'start': present().digest, 'sparsity': sparsity and sparsity.key}
+        records = resume(checkpoint, model, opt, mask_list, sparsity, key)
         for record in records: on = run.epoch(*record)
         done = max(done, (run.first + len(records)) * run.steps if records else 0)
-    def present(): return Ticket.of(model, {k: m for k, m in zip(prunable(model), mask_list)} if masks is not None else None)
+        if records and any(t < done for t in save_at): raise ValueError(f'{checkpoint} is past iteration {min(save_at)}, which save_at asks for, and does not hold it; remove the checkpoint, or ask for none before {done}.')
     def save():
         if done in save_at: saved[done], velocities[done] = present(), velocity_of(model, opt)
     save()
