@@ -7,7 +7,7 @@ __all__ = ['BEFORE', 'TABLE', 'DECIDING', 'SparseTrial', 'static_ticket', 'image
            'PlasticityTrial', 'granet_recipe', 'SparseSetting', 'sparse_trial', 'granet_settings', 'table_trials',
            'moments', 'plasticity_trial']
 
-# %% ../nbs/38_sparse_training.ipynb #335394e0
+# %% ../nbs/38_sparse_training.ipynb #eb975e0c
 import math
 from dataclasses import dataclass
 from functools import lru_cache
@@ -22,7 +22,7 @@ from .models import create
 from .training import Recipe, evaluate, train
 from .costs import positions, scoring_flops, sizes, training_multiple, training_flops, inference_flops
 from .dynamic import Dynamic, METHODS, initial_masks, settings, sparse_train
-from .plasticity import check_pruning, continue_for, dense_gradients, prune_filters, prune_once
+from .plasticity import check_pruning, continue_for, dense_gradients, prune_filters, prune_once, regrown
 from .trials import Trial, active_store
 from .experiments import _load, nudged
 from .branches import _macs, fit, initial, network, steps
@@ -193,7 +193,7 @@ PlasticityTrial.components = lambda t: dict(data=1, model=1, selection=1, traini
 PlasticityTrial.group_key = lambda t: tuple(getattr(t, k) for k in _SHARED)
 PlasticityTrial.cost = lambda t: _images(t) * t.after / _rate(t) + .1
 
-# %% ../nbs/38_sparse_training.ipynb #ae2c546d
+# %% ../nbs/38_sparse_training.ipynb #b3accdd8
 @lru_cache(maxsize=2)
 def _dense_run(base:SparseTrial, epochs:tuple):
     "The dense run of a trial with its checkpoints after `epochs`."
@@ -208,9 +208,9 @@ def _plasticity_group(cls, trials):
         ticket, velocity = whole.saved[t.epoch * per], whole.velocities[t.epoch * per]
         if t.regenerate != 'none' and t.epoch not in gradients: gradients[t.epoch] = dense_gradients(ticket.apply(net), data, t.recipe, t.seed, t.epoch)
         cut = prune_once if t.unit == 'weight' else prune_filters
-        masks = cut(ticket, t.rate, t.scope, t.regenerate, gradients.get(t.epoch), t.share)
-        just = evaluate(Ticket(ticket.weights, masks, ticket.rest).apply(net), data)[1]
-        result = continue_for(net, ticket, velocity, masks, data, t.recipe, t.seed, t.epoch, t.after)
+        masks, survivors = cut(ticket, t.rate, t.scope, t.regenerate, gradients.get(t.epoch), t.share)
+        just = evaluate(regrown(ticket, masks, survivors).apply(net), data)[1]
+        result = continue_for(net, ticket, velocity, masks, survivors, data, t.recipe, t.seed, t.epoch, t.after)
         rows.append({'before': whole.accuracies[t.epoch - 1], 'just_after': just, 'after_accuracy': result.accuracies[-1], 'accuracies': [round(a, 2) for a in result.accuracies], 'diverged': result.diverged,
                      'plasticity': result.accuracies[-1] - whole.accuracies[t.epoch - 1], 'kept': sum(int(m.sum()) for m in masks.values()),
                      'layers': {n: int(m.sum()) for n, m in masks.items()}, 'lr': t.recipe.lr_at(t.epoch - 1), 'dense_accuracies': [round(a, 2) for a in whole.accuracies]})
