@@ -269,7 +269,7 @@ class Measurement(BaseModel):
         if self.noise is not None and self.noise < 0: raise ValueError(f"{self.claim}: a noise floor cannot be negative")
         return self
 
-# %% ../nbs/33_claims.ipynb #450047a9
+# %% ../nbs/33_claims.ipynb #353554f7
 VERDICTS = ("reproduced", "contradicted", "equivalent within m", "undecided", "not run at this tier")
 
 @dataclasses.dataclass(frozen=True)
@@ -285,7 +285,9 @@ class Verdict:
         parts = [word + (f" (on {self.data})" if self.data else "")]
         if self.paired: parts.append(f"{self.paired.mean:+.2f} {unit} [{self.paired.low:.2f}, {self.paired.high:.2f}], n = {self.paired.n}")
         if self.word in ("reproduced", "contradicted") and self.claim.direction in "<>" and _within(self.paired, self.margin):
-            parts.append(f"smaller than the noise floor of one run ({self.margin:.2f} {unit})")
+            parts.append(f"smaller than {'the noise floor of one run' if self.claim.margin == 'noise' else 'the margin'} ({self.margin:.2f} {unit})")
+        if self.word == "reproduced" and self.claim.direction == "=" and not self.paired.low <= 0 <= self.paired.high:
+            parts.append(f"not 0, but within {self.margin:.2f} {unit}")
         if self.holm_p is not None: parts.append(f"Holm p = {self.holm_p:.2g}" + ("" if self.paired.exact else " (Monte Carlo, 10^6 flips)"))
         if self.paired and self.claim.reported is not None and self.paired.n > 1:
             inside = self.paired.low <= self.claim.reported <= self.paired.high

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['METHODS', 'DynamicError', 'Dynamic', 'settings', 'Clock', 'initial_counts', 'initial_masks', 'dropped', 'among',
-           'keep_largest', 'DropGrow', 'sparse_train']
+           'keep_largest', 'DropGrow', 'sparse_train', 'images_until', 'segments']
 
 # %% ../nbs/22_dynamic.ipynb #06e7bc08
 import math
@@ -158,7 +158,7 @@ class DropGrow:
         elif self.settings.growth == 'gradient' and self.clock.is_event(self.done):
             self.gradients = [g.detach().abs().reshape(-1).clone() for g in grads]      # the mask is about to be multiplied in
 
-# %% ../nbs/22_dynamic.ipynb #ee6b1a73
+# %% ../nbs/22_dynamic.ipynb #b87efa39
 def _pruned(self, t, sizes, active):
     "Move 1: active positions after pruning to the schedule's density."
     d = self.clock.density(t)
@@ -180,9 +180,10 @@ def _growth_scores(self, t, room):
     if rule == 'momentum': return [a.abs().reshape(-1) for a in self.average]
     found, self.gradients = self.gradients, None
     if found is None: raise DynamicError('Growth by gradient needs the gradients of this step; call observe() after backward() in every step.')
-    masked = [1 - m.reshape(-1) for m in self.masks]
-    if any(bool(m.any()) for m in masked) and not any(bool((g * m).any()) for g, m in zip(found, masked)) and any(bool(g.any()) for g in found):
-        raise DynamicError('All gradients at inactive weights are 0: they were masked before growth could read them; call observe() before masking.')
+    open_ = [(g, m.reshape(-1)) for g, m in zip(found, self.masks) if not bool(m.all())]      # layers with inactive weights
+    if open_ and not any(bool((g * (1 - m)).any()) for g, m in open_):
+        alive = sum(int(torch.count_nonzero(g)) for g, _ in open_)      # few in a network that is nearly dead, where this is no mistake
+        if 2 * alive > sum(int(m.sum()) for _, m in open_): raise DynamicError('All gradients at inactive weights are 0: they were masked before growth could read them; call observe() before masking.')
     return found
 
 def _shares(self, freed, survivors, room):
@@ -255,3 +256,22 @@ def sparse_train(model, data, recipe, settings:Dynamic, seed:int=0, **kw) -> tup
     Other arguments go to `training.train`. Raises `DynamicError` where the settings do not fit the length of the training."""
     masks, at_work = initial_masks(model, settings, seed), DropGrow(settings, seed)
     return train(model, data, recipe, masks, seed, sparsity=at_work, **kw), at_work
+
+# %% ../nbs/22_dynamic.ipynb #ab5ce9b9
+def images_until(t:int, n:int, batch:int) -> int:
+    "Images seen in the first t iterations of epochs over n images."
+    epochs, rest = divmod(t, math.ceil(n / batch))
+    return epochs * n + min(rest * batch, n)
+
+def segments(history:list, first:dict, total:int, images, clock:Clock=None) -> list[tuple]:
+    """What `costs.training_flops` reads, (images, kept by layer, images with a dense gradient), from the events of a training of `total` iterations.
+
+    `first`: weights kept by layer at the start; `images(t)`: images seen in t iterations; `clock`: None where masks never change."""
+    rule = clock.settings.growth if clock else 'none'
+    found, kept, at = [], first, 0
+    for event in [*history, {'t': total, 'kept': None}]:
+        t, seen = event['t'], images(event['t']) - images(at)
+        grows = rule == 'gradient' and event['kept'] is not None and clock.drop(t) > 0
+        found.append((seen, kept, seen if rule == 'momentum' else images(t) - images(t - 1) if grows else 0))
+        if event['kept'] is not None: kept, at = dict(zip(first, event['kept'])), t
+    return found

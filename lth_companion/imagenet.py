@@ -5,10 +5,10 @@
 # %% auto #0
 __all__ = ['PAPER', 'MEAN', 'STD', 'app', 'ImagenetError', 'paper_recipe', 'optimizer', 'departures', 'World', 'processes',
            'choose_device', 'join', 'transforms', 'Images', 'open_folder', 'names_digest', 'training_batches',
-           'evaluate', 'mask_digest', 'check_agreement', 'InBfloat16', 'shared', 'Run', 'steps_of', 'fit', 'segments',
-           'costs_of', 'Numerics', 'summary', 'provenance', 'write_json', 'build', 'say', 'imagenet', 'main']
+           'evaluate', 'mask_digest', 'check_agreement', 'InBfloat16', 'shared', 'Run', 'steps_of', 'fit', 'costs_of',
+           'Numerics', 'summary', 'provenance', 'write_json', 'build', 'say', 'imagenet', 'main']
 
-# %% ../nbs/25_imagenet.ipynb #e9e10fcb
+# %% ../nbs/25_imagenet.ipynb #df1f8dc3
 import contextlib, hashlib, json, math, os, platform, sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,7 +27,7 @@ from .data import import_torchvision
 from .models import create
 from .training import Recipe, keep, resume, step
 from .costs import inference_flops, positions, sizes, training_multiple
-from .dynamic import Clock, Dynamic, DropGrow, initial_masks, settings as method_settings
+from .dynamic import Clock, Dynamic, DropGrow, initial_masks, segments, settings as method_settings
 
 class ImagenetError(ValueError):
     "A folder, an option or a start of processes that does not fit; the message names the mend."
@@ -287,23 +287,14 @@ def _epoch(model, train, e, recipe, opt, work, seed, world, workers, bf16, steps
             check_agreement(work.masks, world, t)
             if on_event: on_event(t, work.masks)
 
-# %% ../nbs/25_imagenet.ipynb #e133a4db
-def segments(run:Run, images:int) -> list[tuple]:
-    "(images, kept by layer, images with a dense gradient) between events, for `costs.training_flops`; `images` a step."
-    work, found, at, kept = run.work, [], 0, run.start
-    always = work.settings.growth == 'momentum'
-    for event in work.history + [{'t': len(run.records) * run.steps, 'kept': None}]:
-        n = (event['t'] - at) * images
-        grows = event['kept'] is not None and work.settings.growth == 'gradient' and work.clock.drop(event['t']) > 0
-        found.append((n, kept, n if always else images if grows else 0))
-        if event['kept'] is not None: at, kept = event['t'], dict(zip(work.names, event['kept']))
-    return found
+# %% ../nbs/25_imagenet.ipynb #743ca5a7
+def _parts(run, images): return segments(run.work.history, run.start, len(run.records) * run.steps, lambda t: t * images, run.work.clock)      # `images` a step
 
 def costs_of(model, shape:tuple, run:Run, images:int) -> dict:
     "FLOPs of the dense network an image, and the inference and training of `run` as multiples of dense."
     uses, full = positions(model, shape), sizes(model)
     dense = inference_flops(uses, full)
-    return {'dense_inference': dense, 'inference': inference_flops(uses, run.kept) / dense, 'training': training_multiple(uses, full, segments(run, images))}
+    return {'dense_inference': dense, 'inference': inference_flops(uses, run.kept) / dense, 'training': training_multiple(uses, full, _parts(run, images))}
 
 # %% ../nbs/25_imagenet.ipynb #3394b1cd
 class Numerics(BaseModel):

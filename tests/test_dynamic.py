@@ -5,7 +5,7 @@ import numpy as np, pytest, torch
 from hypothesis import given, settings as budget, strategies as st
 from torch import nn
 from lth_companion import data as datasets
-from lth_companion.dynamic import METHODS, Clock, DropGrow, Dynamic, DynamicError, initial_counts, initial_masks, settings, sparse_train
+from lth_companion.dynamic import METHODS, Clock, DropGrow, Dynamic, DynamicError, initial_counts, images_until, initial_masks, segments, settings, sparse_train
 from lth_companion.models import create, initialise
 from lth_companion.selection import SelectionError, apportion
 from lth_companion.tickets import generator, prunable
@@ -516,3 +516,12 @@ def test_a_diverging_training_ends_with_the_epoch(method):
     wild = TRAINING.model_copy(update=dict(lr=1e30))
     result, work = sparse_train(create("lenet-300-100", (1, 8, 8), width=.1, generator=generator(0, "init")), small(), wild, settings(method, .2, 3), 0)
     assert result.diverged == 1 and result.epochs == 1 and result.ticket is None
+
+def test_segments_add_up():
+    first, history = {"a": 10, "b": 4}, [{"t": t, "kept": [10 - t // 3, 4]} for t in (3, 6, 9)]
+    parts = segments(history, first, 12, lambda t: images_until(t, 250, 100), Clock(settings("RigL", .1, 3, drop_end=.7), 12))
+    assert sum(p[0] for p in parts) == images_until(12, 250, 100) == 1000
+    assert [p[2] for p in parts] == [50, 50, 0, 0]                 # events at the end of an epoch of 3 steps, 50 images in the last; none drops after t = 8.4
+    assert [p[1]["a"] for p in parts] == [10, 9, 8, 7]
+    assert [p[2] for p in segments(history, first, 12, lambda t: 10 * t, Clock(settings("SNFS", .1, 3), 12))] == [30, 30, 30, 30]
+    assert segments([], first, 12, lambda t: 10 * t) == [(120, first, 0)]

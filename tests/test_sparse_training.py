@@ -2,9 +2,8 @@
 import json, math, os, pathlib, signal, subprocess, sys, tempfile, textwrap
 import pytest, torch
 from lth_companion import sparse_training as S, trials as engine
-from lth_companion.costs import training_flops
-from lth_companion.dynamic import Dynamic, DynamicError, settings
-from lth_companion.sparse_training import PlasticityTrial, SparseTrial, granet_settings, images_until, plasticity_trial, segments, sparse_trial, table_trials
+from lth_companion.dynamic import settings
+from lth_companion.sparse_training import PlasticityTrial, SparseTrial, granet_settings, plasticity_trial, sparse_trial, table_trials
 from lth_companion.training import Recipe
 from lth_companion.trials import Store, run
 
@@ -96,13 +95,6 @@ def test_a_long_trial_goes_on_from_its_checkpoint(tmp_path, monkeypatch):
     assert not kept[0].exists()
 
 # --- costs
-
-def test_segments_add_up():
-    first, history = {"a": 10, "b": 4}, [{"t": t, "kept": [10 - t // 3, 4]} for t in (3, 6, 9)]
-    parts = segments(history, first, 12, 250, 100, False, lambda t: t != 6)
-    assert sum(p[0] for p in parts) == images_until(12, 250, 100) == 1000
-    assert [p[2] for p in parts] == [50, 0, 50, 0]                 # events at the end of an epoch of 3 steps, 50 images in the last
-    assert [p[1]["a"] for p in parts] == [10, 9, 8, 7]
 
 def test_the_multiples_are_those_of_the_masks(tmp_path):
     rows = run([small(), small("static"), small("RigL"), small("GMP"), small("SNFS")], Store(tmp_path), progress="silent")
