@@ -9,7 +9,7 @@ import numpy as np, torch
 import torch.nn.functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 torch.set_num_threads(1)
-from lth_companion import data as datasets, dynamic
+from lth_companion import data as datasets, dynamic, supermasks
 from lth_companion.cohorts import engine, train_cohort
 from lth_companion.experiments import make_ticket, thesis
 from lth_companion.imp import cut
@@ -272,6 +272,46 @@ def dynamic_training(quick):
     note("dynamic-training", "time of 100 steps of LeNet-300-100 with one event over 100 with static masks: upper end of the 95 % interval of the median", upper, 1.05,
          detail=f"median {np.median(ratios):.3f} of {pairs} interleaved pairs")
 
+def conv6(changing):
+    "A function that makes one training step of Conv-6 on a batch (x, y): of the scores of half of it (Edge-Popup), or of its weights."
+    net, recipe = create("conv-6", (3, 32, 32), 10, generator(0, "init")), Recipe(momentum=.9, weight_decay=1e-4)
+    if changing: work = supermasks.Search(net, supermasks.Supermask(density=.5), recipe); return work.step, work
+    opt = optimizer(net, recipe)
+    return (lambda x, y: step(net, opt, x, y)), net
+
+def batch_of(n): return torch.randn(n, 3, 32, 32, generator=generator(0, "x")), torch.arange(n) % 10
+
+def supermask_step(quick):
+    "An Edge-Popup step of Conv-6 (2.26 M weights) against the dense step, both with momentum and decay, batches of 32."
+    (ours, _), (dense, _), (x, y) = conv6(True), conv6(False), batch_of(32)
+    ratios, upper = interleaved(lambda: ours(x, y), lambda: dense(x, y), 30 if quick else 100)
+    note("supermask-step", "time of an Edge-Popup step of Conv-6 over a dense one, batches of 32: upper end of the 95 % interval of the median", upper, 1.10,
+         detail=f"median {np.median(ratios):.3f} of {len(ratios)} interleaved pairs")
+
+def sorted_masks(scores, density):
+    "Masks of the largest |s| of each layer as public implementations make them: a full sort, zeros and ones written through it."
+    masks = {}
+    for n, s in scores.items():
+        order, out = s.detach().abs().flatten().sort().indices, torch.empty(s.numel())
+        cut = s.numel() - round(density * s.numel())
+        out[order[:cut]], out[order[cut:]] = 0, 1
+        masks[n] = out.view(s.shape)
+    return masks
+
+def supermask_selection(quick):
+    "Selection of half, and of a tenth, of the scores of Conv-6 against full sorts by layer; its share of a step at batch 128."
+    step_, work = conv6(True)
+    n, rounds = sum(s.numel() for s in work.scores.values()), 5 if quick else 15
+    for density in (.5, .1):
+        a, b = supermasks.top_scores(work.scores, density), sorted_masks(work.scores, density)
+        differ = sum(int((a[k] != b[k]).sum()) for k in a)      # tied scores alone
+        assert all(a[k].sum() == b[k].sum() for k in a) and differ < n / 1000
+        ratio, detail = paired(lambda: supermasks.top_scores(work.scores, density), lambda: sorted_masks(work.scores, density), rounds)
+        note(f"supermask-selection-{density:g}", f"selecting {density:g} of {n:,} scores over full sorts by layer", ratio, .10, detail=f"{differ} mask entries differ; {detail}")
+    x, y = batch_of(128)
+    share, detail = paired(lambda: supermasks.top_scores(work.scores, .5), lambda: step_(x, y), 3 if quick else 15)
+    note("supermask-selection-share", "selection's share of an Edge-Popup step of Conv-6, batches of 128", share, .05, detail=detail)
+
 def imp(quick):
     "What a level of IMP costs beyond its training: the cut, the rewinding, R_p and its chance, the files."
     import tempfile
@@ -304,7 +344,7 @@ def overhead(quick):
         s = seconds(lambda: run([Idle(number=i) for i in range(n)], store=Store(folder), progress="silent"))
     note("trial-overhead-ms", "milliseconds a trial that does nothing, one worker", 1000 * s / n, 5)
 
-SUITE = {f.__name__.replace("_", "-"): f for f in (ops, selection, synflow, cohort, crossing, loader, resnet, dynamic_update, dynamic_training, imp, overhead)}
+SUITE = {f.__name__.replace("_", "-"): f for f in (ops, selection, synflow, cohort, crossing, loader, resnet, dynamic_update, dynamic_training, supermask_step, supermask_selection, imp, overhead)}
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)

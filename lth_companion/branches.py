@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['P', 'BRANCHES', 'BranchTrial', 'dense', 'below', 'is_level', 'network', 'initial', 'steps', 'fit', 'Diverged',
-           'trained', 'rewound', 'start_of', 'find_masks', 'make_ticket', 'agreement', 'Setting', 'schedule_of',
-           'correlation_settings', 'branch_trial', 'family']
+           'trained', 'rewound', 'start_of', 'find_masks', 'make_ticket', 'agreement', 'Setup', 'Setting',
+           'schedule_of', 'correlation_settings', 'branch_trial', 'family']
 
 # %% ../nbs/37_branches.ipynb #e7ed2c76
 import math
@@ -289,20 +289,13 @@ def _cost(trial) -> float:
 
 BranchTrial.cost = _cost
 
-# %% ../nbs/37_branches.ipynb #ef1047b8
+# %% ../nbs/37_branches.ipynb #5fcd52fe
 @dataclass(frozen=True)
-class Setting:
-    "What the weight-correlation notebooks run on one network: `fields` of every trial, `lrs` (small, large), `seeds`, `levels` of IMP, and the levels of the other branches."
+class Setup:
+    "A network on a data set by name: the `fields` that all its trials share, and its recipe."
     name: str
     fields: dict
     recipe: Recipe
-    lrs: tuple
-    seeds: tuple
-    levels: int
-    against_random: tuple         # levels of random re-initialisation
-    others: tuple                 # levels of all other branches
-    kinds: tuple                  # which branches, by their names in BRANCHES
-    rewind: int                   # iterations
 
     @property
     def measured_on(self) -> str:
@@ -315,6 +308,17 @@ class Setting:
         "Whether all `trials` of the setting are in the store, or its data set is on this machine (MNIST can always be fetched)."
         if self.fields['data'] == 'mnist' or all(t in store for t in trials): return True
         return any(row['here'] for row in datasets.status() if row['name'] == self.fields['data'])
+
+@dataclass(frozen=True)
+class Setting(Setup):
+    "What the weight-correlation notebooks run on one network: `lrs` (small, large), `seeds`, `levels` of IMP, and the levels of the other branches."
+    lrs: tuple
+    seeds: tuple
+    levels: int
+    against_random: tuple         # levels of random re-initialisation
+    others: tuple                 # levels of all other branches
+    kinds: tuple                  # which branches, by their names in BRANCHES
+    rewind: int                   # iterations
 
 BRANCHES = {
     'WT': dict(masks='imp'), 'RR': dict(masks='imp', start='fresh'), 'P&F': dict(masks='imp', start='trained'), 'rewind': dict(masks='imp', start='rewound'),

@@ -6,7 +6,7 @@
 __all__ = ['BEFORE', 'TABLE', 'DECIDING', 'SparseTrial', 'static_ticket', 'costs_of', 'PlasticityTrial', 'granet_recipe',
            'SparseSetting', 'sparse_trial', 'granet_settings', 'table_trials', 'moments', 'plasticity_trial']
 
-# %% ../nbs/38_sparse_training.ipynb #a9b9aeb2
+# %% ../nbs/38_sparse_training.ipynb #d6faaf6c
 import math
 from dataclasses import dataclass
 from functools import lru_cache
@@ -24,7 +24,7 @@ from .dynamic import Clock, Dynamic, images_until, initial_masks, segments, sett
 from .plasticity import check_pruning, continue_for, dense_gradients, prune_filters, prune_once, regrown
 from .trials import Trial, active_store
 from .experiments import _load, nudged
-from .branches import _macs, fit, initial, network, steps
+from .branches import Setup, _macs, fit, initial, network, steps
 
 # %% ../nbs/38_sparse_training.ipynb #a716accc
 _VERSIONS = dict(data=1, model=1, selection=1, training=1, dynamic=1, sparse=1)      # raised by hand when results change
@@ -198,7 +198,7 @@ def _plasticity_group(cls, trials):
 
 PlasticityTrial.run_group = classmethod(_plasticity_group)
 
-# %% ../nbs/38_sparse_training.ipynb #ae0a1c43
+# %% ../nbs/38_sparse_training.ipynb #564bf97b
 def granet_recipe(epochs:int, lr:float=.1, **fields) -> Recipe:
     "The paper's recipe over `epochs` (facts 2.3): SGD with Nesterov momentum 0.9, decay 5e-4, batch 128, a tenth after a half and three quarters."
     milestones = tuple(sorted({m for m in (round(epochs / 2), round(epochs * 3 / 4)) if 0 < m < epochs}))
@@ -206,29 +206,15 @@ def granet_recipe(epochs:int, lr:float=.1, **fields) -> Recipe:
                           schedule='milestones' if milestones else 'constant', milestones=milestones) | fields))
 
 @dataclass(frozen=True)
-class SparseSetting:
-    "What the GraNet notebooks run on one network: `fields` of every trial, densities (the last is the hard one, with all `seeds`; the others with the first `few`), `methods`."
-    name: str
-    fields: dict
-    recipe: Recipe
+class SparseSetting(Setup):
+    "What the GraNet notebooks run on one network: an event every `interval` iterations, densities (the last is the hard one, with all `seeds`; the others with the first `few`), `methods`."
     interval: int
     densities: tuple
     seeds: tuple
     few: int
     methods: tuple
 
-    @property
-    def measured_on(self) -> str:
-        model, width, n = (self.fields.get(k) for k in ('model', 'width', 'train_size'))
-        net = 'LeNet-300-100' if model in (None, 'lenet-300-100') else model + (f' at width {width:g}' if width not in (None, 1) else '')
-        return f"{net} on {n or datasets.facts(self.fields['data']).counts[0]:,} {self.name.split(' on ')[1]} images"
-
     def seeds_at(self, density:float) -> tuple: return self.seeds if density == self.densities[-1] else self.seeds[:self.few]
-
-    def available(self, store, trials) -> bool:
-        "Whether all `trials` of the setting are in the store, or its data set is on this machine (MNIST can always be fetched)."
-        if self.fields['data'] == 'mnist' or all(t in store for t in trials): return True
-        return any(row['here'] for row in datasets.status() if row['name'] == self.fields['data'])
 
 # %% ../nbs/38_sparse_training.ipynb #3a06f2b9
 BEFORE = {'SNIP': ('snip', 1), 'GraSP': ('grasp', 1), 'SynFlow': ('synflow', 100)}

@@ -63,8 +63,9 @@ def test_it_runs_in_a_sweep_over_two_workers(workshop):
 
 
 def test_the_example_of_the_readme(tmp_path):
-    code = re.search(r'```python\n(.*?)```', (ROOT/'README.md').read_text(), re.S)[1]
+    code = '\n'.join(re.findall(r'```python\n(.*?)```', (ROOT/'README.md').read_text(), re.S))
     fetch('mnist')
     done = subprocess.run([sys.executable, '-c', code], cwd=tmp_path, capture_output=True, text=True, timeout=120)
     assert done.returncode == 0 and done.stdout.startswith('0.01 {'), done.stdout + done.stderr
+    assert done.stdout.splitlines()[-1] == f'{round(.02 * 266_200) / 266_200} 14', done.stdout       # 469 iterations an epoch: an event every 100 of 1,407
     assert Ticket.load(tmp_path/'ticket.safetensors').density == pytest.approx(.01, abs=1e-5)

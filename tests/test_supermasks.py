@@ -37,13 +37,13 @@ def momenta(work): return {n: work.opt.state[s]["momentum_buffer"].clone() for n
 def scores(work): return {n: s.detach().clone() for n, s in work.scores.items()}
 def equal(a, b): return list(a) == list(b) and all(torch.equal(a[n], b[n]) for n in a)
 
-# --- the reference: lists, and the straight-through functions of the two papers; nothing of the library
+# --- the reference: full sorts, and the straight-through functions of the two papers; nothing of the library
 
 def best(sizes, density):
     "A 0/1 mask of the round(density * n) largest; of equal ones the first."
-    flat = sizes.flatten().tolist()
-    mask = torch.zeros(len(flat), dtype=sizes.dtype)
-    for i in sorted(range(len(flat)), key=lambda i: (-flat[i], i))[:round(density * len(flat))]: mask[i] = 1
+    flat = sizes.flatten()
+    mask = torch.zeros_like(flat)
+    mask[torch.sort(flat, descending=True, stable=True).indices[:round(density * len(flat))]] = 1
     return mask.reshape(sizes.shape)
 
 class EdgePopup(torch.autograd.Function):
@@ -81,7 +81,7 @@ class Plain:
             g = g + self.recipe.weight_decay * self.s[n]
             self.v[n] = self.recipe.momentum * self.v[n] + g if n in self.v else g
             self.s[n] = self.s[n] - self.recipe.lr * (g + self.recipe.momentum * self.v[n] if self.recipe.nesterov else self.v[n])
-        return float(loss)
+        return float(loss.detach())
 
 def near(a, b, most=1e-6):
     for n in b: assert float((a[n].detach() - b[n]).abs().max()) <= most * max(1, float(b[n].abs().max())), n
@@ -94,33 +94,30 @@ def test_masks_keep_the_largest_and_of_equal_ones_the_first(values, density):
     "Many ties, those of a score with its negative among them; from k = 0 to k = n."
     for s in (torch.tensor(values, dtype=torch.float32) / 4, torch.tensor(values, dtype=torch.float64)):
         got = top_scores({"a": s}, density)["a"]
-        assert got.dtype == s.dtype and torch.equal(got, best(s.abs(), density)) and int(got.sum()) == round(density * len(values))
+        k, want = round(density * len(values)), [0.] * len(values)
+        for i in sorted(range(len(values)), key=lambda i: (-abs(values[i]), i))[:k]: want[i] = 1.
+        assert got.dtype == s.dtype and got.tolist() == best(s.abs(), density).tolist() == want
 
-@pytest.mark.parametrize("method", METHODS)
-@pytest.mark.parametrize("last", [False, True], ids=["contiguous", "channels_last"])
-@pytest.mark.parametrize("shape", [(40, 30, 3, 3), (16, 1, 5, 5), (32, 1200), (24, 12, 1, 1)], ids=str)
+@pytest.mark.parametrize("shape", [(50, 40, 3, 3), (16, 1, 5, 5), (32, 1200), (24, 12, 1, 1)], ids=str)
 @pytest.mark.parametrize("tied", [False, True], ids=["", "ties"])
-def test_masks_of_layers_of_every_form(method, last, shape, tied):
-    "Sizes on both sides of the one from which the selection samples."
-    if last and len(shape) == 2: return
-    form = torch.channels_last if last else torch.contiguous_format
+def test_masks_of_layers_of_every_form(shape, tied):
+    "Sizes on both sides of the one from which the selection samples; channels_last gives zeros and ones too, in its own format."
     s, w = (torch.randn(shape, generator=generator(i, "draw")) for i in range(2))
     if tied: s = s.round(decimals=1)
-    for density in (1e-6, .1, .5, .9, 1.):
+    for density, form in itertools.product((1e-6, .1, .5, .9, 1.), [torch.contiguous_format, torch.channels_last][:len(shape) // 2]):
         got = top_scores({"a": s.contiguous(memory_format=form)}, density)
-        want = best(s.abs(), density)
-        assert torch.equal(got["a"], want) and set(got["a"].unique().tolist()) <= {0., 1.}
-        assert got["a"].is_contiguous(memory_format=form)
-        mine = subnetwork({"a": w.contiguous(memory_format=form)}, got, method)["a"]
-        near({"a": mine}, {"a": w * EdgePopup.apply(s.abs(), density) if method == "edge-popup" else w.sign() * Biprop.apply(s.abs(), w, density)})
+        assert torch.equal(got["a"], best(s.abs(), density)) and got["a"].is_contiguous(memory_format=form)
+        mine = [subnetwork({"a": w.contiguous(memory_format=form)}, got, m)["a"] for m in METHODS]
+        near(dict(enumerate(mine)), {0: w * EdgePopup.apply(s.abs(), density), 1: w.sign() * Biprop.apply(s.abs(), w, density)})
 
-CASES = [(name, last, density) for name in SHAPES for last in (False, True) if not (last and name == "lenet-300-100") for density in (.3, .05, 1.)]
+CASES = [(name, last, density) for name in SHAPES for last in (False, True) if not (last and name == "lenet-300-100") for density in (.3, 1.)]
 
 @pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("name, last, density", CASES + [("lenet-300-100", False, .004), ("lenet-300-100", False, .996), ("conv-2", True, .004)])
 @pytest.mark.parametrize("batch, tied", [(8, False), (8, True), (1, False)], ids=["", "ties", "batch-1"])
 def test_masks_and_gradients_of_a_step(method, name, last, density, batch, tied):
-    model = network(name, last=last)
+    dtype = torch.float64 if last else torch.float32       # convolutions of the two formats round differently
+    model = network(name, dtype, last)
     with warnings.catch_warnings():
         warnings.simplefilter("error" if density > .01 else "ignore")
         work = Search(model, Supermask(density=density, method=method, weights="normal"), SGD, 1, 2)
@@ -137,7 +134,7 @@ def test_masks_and_gradients_of_a_step(method, name, last, density, batch, tied)
     for n, s in before.items():
         assert torch.equal(masks[n], best(s.abs(), density)) and int(masks[n].sum()) == counts[n]
         near({n: prunable(model)[n]}, {n: reference.effective(n, reference.s[n])})
-    x, y = images(name, 0, batch, last=last)
+    x, y = images(name, 0, batch, dtype, last)
     loss = work.step(x, y)
     assert abs(float(loss) - reference.step(x, y)) <= 1e-6 * max(1, float(loss))
     near({n: s.grad for n, s in work.scores.items()}, reference.g)
