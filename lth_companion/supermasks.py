@@ -18,7 +18,7 @@ from .selection import SelectionError, check_density, count, top_masks
 from .pruning import LayerCollapse
 from .training import Progress, Recipe, Result, evaluate, keep, order, resume, stop_split
 
-# %% ../nbs/24_supermasks.ipynb #881186db
+# %% ../nbs/24_supermasks.ipynb #f763dccf
 class SupermaskError(ValueError):
     "Settings or scores with which a search cannot go on; the message names the mend."
 
@@ -41,6 +41,7 @@ class Supermask(BaseModel):
 
     @model_validator(mode='after')
     def _consistent(self):
+        if self.change == 'iterand-all' and self.method != 'biprop': raise ValueError('change="iterand-all" mixes by the gain of method="biprop"; choose change="iterand"')
         most = 1. if self.change.startswith('iterand') else .5
         if self.rate > most: raise ValueError(f'rate={self.rate} of the weights would be copied from as many others, and there are not so many; give at most {most:g}' if most < 1 else f'the chance of a new draw is {self.rate}; give at most 1')
         return self
@@ -75,17 +76,19 @@ def subnetwork(weights:dict[str, Tensor], masks:dict[str, Tensor], method:str) -
     kept = {n: w * masks[n] for n, w in weights.items()}
     return {n: torch.sign(w) * masks[n] * (kept[n].abs().sum() / masks[n].sum().clamp_min(1)) for n, w in weights.items()}
 
-# %% ../nbs/24_supermasks.ipynb #0d308a25
+# %% ../nbs/24_supermasks.ipynb #25b987b7
 def score_gradients(gradients:list[Tensor], weights:list[Tensor], scores:list[Tensor]) -> list[Tensor]:
     "The straight-through gradients of scores from those of the effective weights (facts 5.1)."
-    return torch._foreach_mul(torch._foreach_mul(gradients, weights), torch._foreach_sign(scores))
+    found = torch._foreach_mul(gradients, weights)
+    torch._foreach_mul_(found, torch._foreach_sign(scores))
+    return found
 
-# %% ../nbs/24_supermasks.ipynb #23262066
+# %% ../nbs/24_supermasks.ipynb #33f5781c
 def recycle(weights:Tensor, scores:Tensor, rate:float, source:str='best') -> Tensor:
     "One layer's weights after recycling `floor(rate * n)` of them; `source`: \"best\" or \"next-lowest\" (facts 5.2)."
     k = math.floor(rate * scores.numel() + 1e-9)
     flat = weights.reshape(-1).clone()
-    rank = torch.argsort(scores.detach().abs().reshape(-1), stable=True)
+    rank = torch.argsort(scores.detach().abs().reshape(-1), stable=True, descending=True).flip(0)      # of tied scores the first counts as the better one, as in the masks
     if k: flat[rank[:k]] = flat[rank[-k:] if source == 'best' else rank[k:2 * k]]
     return torch.empty_like(weights).copy_(flat.view(weights.shape))
 
@@ -94,7 +97,7 @@ def redraw(weights:Tensor, fresh:Tensor, mask:Tensor, rate:float, draws:Tensor, 
     kept = mask if gain is None else mask * gain
     return torch.where(draws < rate, kept * weights + (1 - kept) * fresh, weights)
 
-# %% ../nbs/24_supermasks.ipynb #7f199b1e
+# %% ../nbs/24_supermasks.ipynb #f5a568d6
 class Search:
     "Frozen weights and scores at work on a model (in place)."
     def __init__(self, model, settings:Supermask, recipe:Recipe, weight_seed:int=0, score_seed:int=0):
@@ -116,7 +119,9 @@ class Search:
         "Write the present subnetwork into the model; its masks."
         try: masks = top_scores(self.scores, self.settings.density)
         except SupermaskError as e: raise SupermaskError(f'After step {self.step_number}: {e}') from None
-        torch._foreach_copy_(self.own, list(subnetwork(self.frozen, masks, self.settings.method).values()))
+        if self.settings.method == 'edge-popup':
+            for p, w, m in zip(self.own, self.frozen.values(), masks.values()): torch.mul(w, m, out=p)      # `subnetwork`, in place
+        else: torch._foreach_copy_(self.own, list(subnetwork(self.frozen, masks, self.settings.method).values()))
         return masks
 
     def step(self, x, y, label_smoothing:float=0.) -> Tensor:

@@ -84,7 +84,7 @@ class Plain:
         return float(loss.detach())
 
 def near(a, b, most=1e-6):
-    for n in b: assert float((a[n].detach() - b[n]).abs().max()) <= most * max(1, float(b[n].abs().max())), n
+    for n in b: assert float((a[n] - b[n]).detach().abs().max()) <= most * max(1, float(b[n].detach().abs().max())), n
 
 # --- masks and gradients
 
@@ -227,6 +227,7 @@ def test_the_count_is_the_floor_of_the_decimal_product(n, monkeypatch):
     "Where floats fall short: .29 * 100 is 28.999..., and must be 29."
     seen = []
     class Spy:      # of the sorted places only the slice's bound is of interest
+        def flip(self, *a): return self
         def __getitem__(self, part): seen.append(part.stop if part.start is None else -part.start); raise StopIteration
     monkeypatch.setattr(supermasks.torch, "argsort", lambda *a, **kw: Spy())
     some = torch.zeros(1).expand(n)
@@ -369,7 +370,7 @@ def test_changes_come_after_every_f_epochs_but_the_last(change, frequency, epoch
         return did
     monkeypatch.setattr(Search, "change", spy)
     monkeypatch.setattr(supermasks, "evaluate", lambda model, data: (1., 10.))
-    s = Supermask(density=.5, weights="normal", change=change, frequency=frequency, rate=.5)
+    s = Supermask(density=.5, method="biprop" if change == "iterand-all" else "edge-popup", weights="normal", change=change, frequency=frequency, rate=.5)
     search(network8(), small(16), SGD.model_copy(update=dict(max_epochs=epochs, batch_size=16)), s)
     assert seen == ([] if change == "none" else [e for e in range(1, epochs) if e % frequency == 0])
     if change != "none":
@@ -441,7 +442,7 @@ def dies(name, path):
 def killed(name, path):
     code = f"import test_supermasks as t; t.dies({name!r}, {str(path)!r})"
     done = subprocess.run([sys.executable, "-c", code], cwd=pathlib.Path(__file__).parent, env=os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(pathlib.Path(__file__).parents[1])},
-                          capture_output=True, text=True, timeout=120)
+                          capture_output=True, text=True, timeout=300)
     assert done.returncode == -signal.SIGKILL, done.stderr
     return path
 
@@ -495,7 +496,7 @@ def test_the_ticket_is_the_network_that_was_evaluated(method, name):
     result, work = search(network8(name), small(), SGD.model_copy(update=dict(max_epochs=2, batch_size=32)), Supermask(density=.3, method=method, weights="normal", change="recycle", frequency=1), 3)
     net = result.ticket.apply(network8(name, 9))
     loss, accuracy = evaluate(net, small())
-    assert (loss, accuracy) == (result.losses[-1], result.accuracies[-1]) and accuracy > 11
+    assert (loss, accuracy) == (result.losses[-1], result.accuracies[-1]) != evaluate(network8(name, 9), small())
     for n, w in work.frozen.items():
         m, kept = result.ticket.masks[n], result.ticket.weights[n]
         assert int(m.sum()) == round(.3 * m.numel()) and not kept[m == 0].any()
@@ -506,7 +507,7 @@ def test_the_ticket_is_the_network_that_was_evaluated(method, name):
 
 @pytest.mark.parametrize("bad, says", [
     (dict(change="recycle", rate=.51), "at most 0.5"), (dict(change="next-lowest", rate=.6), "at most 0.5"), (dict(change="hybrid", rate=.6), "at most 0.5"),
-    (dict(change="recycle", rate=.5000001), "at most 0.5"), (dict(change="iterand", rate=1.1), "at most 1"), (dict(change="iterand-all", rate=2), "at most 1"),
+    (dict(change="recycle", rate=.5000001), "at most 0.5"), (dict(change="iterand", rate=1.1), "at most 1"), (dict(change="iterand-all", method="biprop", rate=2), "at most 1"), (dict(change="iterand-all"), 'choose change="iterand"'),
     (dict(rate=0), "greater than 0"), (dict(rate=-.1), "greater than 0"), (dict(rate=math.nan), "finite"), (dict(rate=math.inf), "finite"),
     (dict(frequency=0), "greater than or equal to 1"), (dict(frequency=-3), "greater than or equal to 1"), (dict(frequency=2.5), "integer"),
     (dict(density=9), "at most 1"), (dict(density=0), "above 0"), (dict(density=-.1), "above 0"), (dict(density=math.nan), "nan"), (dict(density="half"), "half"),
@@ -546,7 +547,7 @@ def test_a_nan_score_stops_the_search_with_step_and_layer(name, layer):
     sentence(e)
 
 def test_a_search_that_diverges_says_so():
-    "Scores beyond the largest float: infinite after one step, NaN after two; images of value NaN would do it in one."
+    "Scores beyond the largest float: infinite after one step, NaN after two; images that are NaN do it in one."
     with pytest.raises(SupermaskError, match=r"^After step \d+: A score of \S+\.weight is NaN") as e: search(network8(), small(64), SGD.model_copy(update=dict(lr=1e38, weight_decay=.1)), Supermask(density=.3))
     sentence(e)
     work, (x, y) = Search(network(), Supermask(density=.3), SGD), images("lenet-300-100", 0)
