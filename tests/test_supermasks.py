@@ -203,8 +203,8 @@ def test_scores_start_uniform_with_both_signs():
 # --- recycling
 
 def recycled(weights, sizes, k, source):
-    "By lists: the k worst places take, in ascending order of score, the values of the k best (or of the k next)."
-    rank, out = sorted(range(len(sizes)), key=lambda i: sizes[i]), list(weights)
+    "By lists: the k worst places take, in ascending order of score, the values of the k best (or of the k next); of tied scores the first is the better one."
+    rank, out = sorted(range(len(sizes)), key=lambda i: (sizes[i], -i)), list(weights)
     for to, at in zip(rank[:k], rank[len(rank) - k:] if source == "best" else rank[k:2 * k]): out[to] = weights[at]
     return out
 
