@@ -7,7 +7,7 @@ __all__ = ['P', 'BRANCHES', 'BranchTrial', 'dense', 'below', 'is_level', 'networ
            'trained', 'rewound', 'start_of', 'find_masks', 'make_ticket', 'agreement', 'Setup', 'Setting',
            'schedule_of', 'correlation_settings', 'branch_trial', 'family']
 
-# %% ../nbs/37_branches.ipynb #e7ed2c76
+# %% ../nbs/37_branches.ipynb #7d16c0b3
 import math
 from collections import OrderedDict
 from dataclasses import dataclass
@@ -19,7 +19,7 @@ from pydantic import Field, model_validator
 from . import data as datasets
 from .tickets import Ticket, generator, prunable
 from .imp import admm, branch, check_rate, cut, shuffle_masks, smart_masks, spared
-from .correlation import _moments, cosine, overlap, pearson, sign_agreement
+from .correlation import cosine, overlap, pearson, sign_agreement
 from .models import MLP, create
 from .training import Recipe, train
 from .costs import dense_flops
@@ -199,7 +199,7 @@ def make_ticket(trial:BranchTrial) -> tuple[Ticket, dict]:
     ticket = branch(start_of(trial), masks)
     return (nudged(ticket, trial.nudge) if trial.nudge else ticket), notes
 
-# %% ../nbs/37_branches.ipynb #2c958618
+# %% ../nbs/37_branches.ipynb #5e109fbd
 P = (.1, .2, .3, .4, .5)
 
 def _numbers(o, digits=6): return [round(float(v), digits) for v in (o.value, o.null_mean, o.null_sd)]
@@ -212,15 +212,8 @@ def agreement(final:Ticket, other:dict) -> dict:
     if final.density < 1:
         sizes = {n: x.numel() for n, x in m.items()}
         fits = [p for p in P if all(round(p * n) <= kept[k] for k, n in sizes.items())]
-        out['all'] = {f'{p:g}': _over_all(overlap(final.weights, other, p, given=final.masks), p, sizes) for p in fits}
+        out['all'] = {f'{p:g}': _numbers(overlap(final.weights, other, p)) + _numbers(overlap(final.weights, other, p, given=final.masks))[1:] for p in fits}      # chance over all places, then within the mask
     return out | {'sign': _numbers(sign_agreement(w, o)), 'pearson': _numbers(pearson(w, o)), 'cosine': _numbers(cosine(w, o))}
-
-def _over_all(found, p, sizes):
-    "Value, mean and sd by chance over all places, mean and sd by chance within the mask."
-    value, *within = _numbers(found)
-    mean, variance = (sum(x) for x in zip(*(_moments(n, round(p * n), round(p * n)) for n in sizes.values())))
-    scale = p * sum(sizes.values())
-    return [value, round(mean / scale, 6), round(math.sqrt(variance) / scale, 6), *within]
 
 # %% ../nbs/37_branches.ipynb #d2def78c
 def _row(trial, ticket, result, notes, references):
@@ -289,7 +282,7 @@ def _cost(trial) -> float:
 
 BranchTrial.cost = _cost
 
-# %% ../nbs/37_branches.ipynb #5fcd52fe
+# %% ../nbs/37_branches.ipynb #077d50b6
 @dataclass(frozen=True)
 class Setup:
     "A network on a data set by name: the `fields` that all its trials share, and its recipe."
@@ -326,11 +319,14 @@ BRANCHES = {
     'ADMM WT': dict(masks='admm'), 'ADMM P&F': dict(masks='admm', start='trained'),
     'shuffled WT': dict(masks='imp', shuffled=True), 'shuffled P&F': dict(masks='imp', start='trained', shuffled=True), 'smart-ratio': dict(masks='smart-ratio')}
 
+def _stepped(epochs, parts, fields):
+    "A recipe over `epochs` with momentum 0.9 and batch 128, a tenth of the rate after each of the `parts` of the run; `fields` are the paper's own."
+    milestones = tuple(sorted({m for m in (round(epochs * p) for p in parts) if 0 < m < epochs}))
+    return Recipe(**(dict(momentum=.9, batch_size=128, max_epochs=epochs, patience=None, schedule='milestones' if milestones else 'constant', milestones=milestones) | fields))
+
 def schedule_of(epochs:int, lr:float=.1, **fields) -> Recipe:
     "The paper's recipe over `epochs`: SGD with momentum 0.9, batch 128, a tenth after 8/15 and 12/15 of the run (80 and 120 of 150)."
-    milestones = tuple(sorted({m for m in (round(epochs * 8 / 15), round(epochs * 12 / 15)) if 0 < m < epochs}))
-    return Recipe(**(dict(lr=lr, momentum=.9, batch_size=128, max_epochs=epochs, patience=None, weight_decay=1e-4,
-                          schedule='milestones' if milestones else 'constant', milestones=milestones) | fields))
+    return _stepped(epochs, (8 / 15, 12 / 15), dict(lr=lr, weight_decay=1e-4) | fields)
 
 # %% ../nbs/37_branches.ipynb #038507d3
 def _setting(name, fields, epochs, seeds, levels, against_random, others, kinds, lrs=(.01, .1), **recipe):

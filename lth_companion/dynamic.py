@@ -119,20 +119,27 @@ def initial_masks(model, settings:Dynamic, seed:int=0) -> dict[str, Tensor]:
     kept = initial_counts({n: tuple(w.shape) for n, w in weights.items()}, settings.initial, settings.start_density)
     return random_masks(weights, kept, generator(seed, 'masks'))
 
-# %% ../nbs/22_dynamic.ipynb #1ea07afb
+# %% ../nbs/22_dynamic.ipynb #87cd43aa
 def dropped(rate:float, kept:int, room:int) -> int:
     "How many of `kept` weights a rate drops, `ceil(rate * kept)`, where `room` positions can grow instead."
     return min(math.ceil(rate * kept - 1e-9), kept, room)
 
 def number(mask:Tensor) -> int: return int(torch.count_nonzero(mask))
 
-def keep_largest(sizes:list[Tensor], active:list[Tensor], k:int) -> list[Tensor]:
-    "Boolean masks of the k largest of all `sizes` among the `active` positions (lists of flat tensors)."
-    if 4 * sum(map(number, active)) > sum(map(len, active)): return top_masks([torch.where(a, s, -math.inf) for s, a in zip(sizes, active)], k)
+def _largest(sizes, active, k):
+    if not k <= sum(map(number, active)) <= sum(map(len, active)) / 4: return top_masks([torch.where(a, s, -math.inf) for s, a in zip(sizes, active)], k)
     places = [torch.nonzero(a).flatten() for a in active]              # few are active: look at those alone
     found = [torch.zeros_like(a) for a in active]
     for f, p, kept in zip(found, places, top_masks([s[p] for s, p in zip(sizes, places)], k)): f[p[kept]] = True
     return found
+
+def keep_largest(sizes:dict[str, Tensor]|list[Tensor], active:dict[str, Tensor]|list[Tensor], k:int|dict[str, int]|list[int]) -> dict[str, Tensor]|list[Tensor]:
+    "Boolean masks, in the form and the shapes of `sizes`, of the largest among the `active` positions (boolean): k of all layers together, or k[layer] of each."
+    names = list(sizes) if isinstance(sizes, dict) else range(len(sizes))
+    flat, among = ([side[n].reshape(-1) for n in names] for side in (sizes, active))
+    found = _largest(flat, among, k) if isinstance(k, int) else [_largest([s], [a], k[n])[0] for n, s, a in zip(names, flat, among)]
+    found = [m.view(sizes[n].shape) for n, m in zip(names, found)]
+    return dict(zip(names, found)) if isinstance(sizes, dict) else found
 
 # %% ../nbs/22_dynamic.ipynb #0193dd24
 class DropGrow:
@@ -160,7 +167,7 @@ class DropGrow:
         elif self.settings.growth == 'gradient' and self.clock.is_event(self.done):
             self.gradients = [g.detach().abs().reshape(-1) for g in grads]      # a copy: the mask is about to be multiplied in
 
-# %% ../nbs/22_dynamic.ipynb #947744c5
+# %% ../nbs/22_dynamic.ipynb #9c414164
 def _pruned(self, t, sizes, active):
     "Move 1: active positions after pruning to the schedule's density."
     d = self.clock.density(t)
@@ -173,7 +180,7 @@ def _pruned(self, t, sizes, active):
     shapes = {n: tuple(w.shape) for n, w in zip(self.names, self.weights)}
     by = (erk if s.initial == 'erk' else uniform)(shapes, d)
     aim = apportion({n: by[n] * w.numel() for n, w in zip(self.names, sizes)}, dict(zip(self.names, now)), min(k, sum(now)))      # no layer grows
-    return [keep_largest([w], [a], k)[0] for w, a, k in zip(sizes, active, aim.values())]
+    return keep_largest(sizes, active, list(aim.values()))
 
 def _growth_scores(self, t, room):
     "Move 3's scores, flat, for each layer; `DynamicError` where the gradients were masked before they could be read."
@@ -196,7 +203,7 @@ def _shares(self, freed, survivors, room):
 
 DropGrow._pruned, DropGrow._growth_scores, DropGrow._shares = _pruned, _growth_scores, _shares
 
-# %% ../nbs/22_dynamic.ipynb #45b67f8b
+# %% ../nbs/22_dynamic.ipynb #3e4752d8
 @torch.no_grad()
 def _update(self, t:int) -> bool:
     "After the optimizer's step number t: an event, if one falls here. True if the masks may have changed."
@@ -210,27 +217,24 @@ def _update(self, t:int) -> bool:
         free = [~a for a in (before if self.settings.exclude_dropped else active)]
         kept, open_ = [number(a) for a in active], [number(f) for f in free]
         freed = [dropped(rate, k, f if self.settings.exclude_dropped else k if f else 0) for k, f in zip(kept, open_)]
-        active = [keep_largest([w], [a], k - d)[0] for w, a, k, d in zip(sizes, active, kept, freed)]
+        active = keep_largest(sizes, active, [k - d for k, d in zip(kept, freed)])
         room = free if self.settings.exclude_dropped else [~a for a in active]
-        scores = self._growth_scores(t, room)
-        grown = [keep_largest([s], [r], k)[0] for s, r, k in zip(scores, room, self._shares(freed, active, room))]
-    self._write(active, grown)
-    self._note(t, before, active, grown)
+        grown = keep_largest(self._growth_scores(t, room), room, self._shares(freed, active, room))
+    new = [a | g for a, g in zip(active, grown)]
+    self._write(new, active if self.settings.regrown == 'zero' else new)
+    self._note(t, before, new)
     return True
 
-# %% ../nbs/22_dynamic.ipynb #d53df378
-def _write(self, active, grown):
-    "Put the new masks in place; weights and optimizer state follow."
-    new = [a | g for a, g in zip(active, grown)]
-    alive = active if self.settings.regrown == 'zero' else new
+# %% ../nbs/22_dynamic.ipynb #945d2ad0
+def _write(self, new, alive):
+    "Put the new masks in place; weights and optimizer state are 0 where they are not alive."
     for w, m, n, a in zip(self.weights, self.masks, new, alive):
         m.copy_(n.view(m.shape))
         stays = a.view(w.shape).to(w.dtype)
         for t in (w, *(v for v in self.opt.state[w].values() if torch.is_tensor(v) and v.shape == w.shape)): t.mul_(stays)
 
-def _note(self, t, before, active, grown):
+def _note(self, t, before, new):
     "What an event did, by layer: kept, gone (of those active before), new, ever active, still as at the start."
-    new = [a | g for a, g in zip(active, grown)]
     for s, n in zip(self.seen, new): s |= n
     total = lambda parts: [number(p) for p in parts]
     self.history.append({'t': t, 'kept': total(new), 'gone': total([b & ~n for b, n in zip(before, new)]), 'new': total([n & ~b for b, n in zip(before, new)]),

@@ -5,28 +5,27 @@
 # %% auto #0
 __all__ = ['check_pruning', 'prune_once', 'prune_filters', 'dense_gradients', 'regrown', 'continue_for']
 
-# %% ../nbs/23_plasticity.ipynb #c411e88b
+# %% ../nbs/23_plasticity.ipynb #f76cf801
 import math
 from typing import Literal
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 from .tickets import Ticket, prunable
-from .selection import SelectionError, count, top_masks
+from .selection import SelectionError, count
 from .training import Recipe, Result, order, train
+from .dynamic import keep_largest
 
-# %% ../nbs/23_plasticity.ipynb #d5cc9127
+# %% ../nbs/23_plasticity.ipynb #06f753d4
 def check_pruning(rate:float) -> float:
     "`rate` if it is a fraction of weights removed that leaves something, in [0, 1); else a `SelectionError`."
     if not (isinstance(rate, (int, float)) and 0 <= rate < 1): raise SelectionError(f'The pruning rate is {rate}, but it is the fraction of present weights removed: give a number from 0 to below 1, such as 0.9.')
     return rate
 
-def _keep(scores:dict[str, Tensor], kept:dict[str, int]|int, active:dict[str, Tensor]) -> dict[str, Tensor]:
-    "Boolean masks of the largest scores among the active: `kept` in all, or by layer."
-    flat = {n: s.reshape(-1).masked_fill(~active[n].reshape(-1), -math.inf) for n, s in scores.items()}
-    if isinstance(kept, int): found = dict(zip(flat, top_masks(list(flat.values()), kept)))
-    else: found = {n: top_masks([f], kept[n])[0] for n, f in flat.items()}
-    return {n: m.view(scores[n].shape) for n, m in found.items()}
+def _check(rate, scope, regenerate, gradients):
+    check_pruning(rate)
+    if scope not in ('global', 'uniform'): raise SelectionError(f'The scope is {scope!r}; it is "global" or "uniform".')
+    if regenerate != 'none' and gradients is None: raise SelectionError('Regeneration grows where the gradient is largest; pass the dense gradients by layer (dense_gradients).')
 
 def prune_once(ticket:Ticket, rate:float, scope:Literal['global', 'uniform']='global', regenerate:Literal['none', 'equal', 'authors']='none',
                gradients:dict[str, Tensor]=None, share:float=.5) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
@@ -35,20 +34,18 @@ def prune_once(ticket:Ticket, rate:float, scope:Literal['global', 'uniform']='gl
 
     `share`: the part of the survivors that regeneration moves (GraNet's rate at the start of training). Source: facts 2.1.
     Raises `SelectionError` for a bad rate or scope, or regeneration without gradients."""
-    check_pruning(rate)
-    if scope not in ('global', 'uniform'): raise SelectionError(f'The scope is {scope!r}; it is "global" or "uniform".')
-    if regenerate != 'none' and gradients is None: raise SelectionError('Regeneration grows where the gradient is largest; pass the dense gradients by layer (dense_gradients).')
+    _check(rate, scope, regenerate, gradients)
     size, active = {n: w.abs() for n, w in ticket.weights.items()}, {n: m.bool() for n, m in ticket.masks.items()}
     if rate == 0: return dict(ticket.masks), dict(ticket.masks)
     present = ticket.kept
     kept = count(1 - rate, sum(present.values())) if scope == 'global' else {n: round((1 - rate) * k) for n, k in present.items()}
-    stay, grown = _keep(size, kept, active), None
+    stay, grown = keep_largest(size, active, kept), None
     if regenerate != 'none':
         now = {n: int(m.sum()) for n, m in stay.items()}
         grow = {n: math.ceil(share * k) if k < present[n] else 0 for n, k in now.items()}      # a layer that lost nothing has nothing to move
-        if regenerate == 'equal': stay = _keep(size, {n: now[n] - g for n, g in grow.items()}, stay)
+        if regenerate == 'equal': stay = keep_largest(size, stay, {n: now[n] - g for n, g in grow.items()})
         else: grow = {n: present[n] - k for n, k in now.items()}
-        grown = _keep({n: g.abs() for n, g in gradients.items()}, grow, {n: ~m for n, m in stay.items()})
+        grown = keep_largest({n: g.abs() for n, g in gradients.items()}, {n: ~m for n, m in stay.items()}, grow)
     return _with(stay, grown, ticket)
 
 def _with(stay, grown, ticket):
@@ -56,13 +53,11 @@ def _with(stay, grown, ticket):
     numbers = lambda masks: {n: m.to(ticket.weights[n].dtype) for n, m in masks.items()}
     return numbers({n: m | grown[n] for n, m in stay.items()} if grown else stay), numbers(stay)
 
-# %% ../nbs/23_plasticity.ipynb #27f2c06d
+# %% ../nbs/23_plasticity.ipynb #770b30c5
 def prune_filters(ticket:Ticket, rate:float, scope:Literal['global', 'uniform']='uniform', regenerate:Literal['none', 'equal']='none',
                   gradients:dict[str, Tensor]=None, share:float=.5) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
     "Masks after one-time pruning of `rate` of the present filters of all layers but the last, and survivors; arguments and errors as in `prune_once`. Biases stay."
-    check_pruning(rate)
-    if scope not in ('global', 'uniform'): raise SelectionError(f'The scope is {scope!r}; it is "global" or "uniform".')
-    if regenerate != 'none' and gradients is None: raise SelectionError('Regeneration grows where the gradient is largest; pass the dense gradients by layer (dense_gradients).')
+    _check(rate, scope, regenerate, gradients)
     names = list(ticket.weights)[:-1]
     if rate == 0 or not names: return dict(ticket.masks), dict(ticket.masks)
     rows = lambda t: t.reshape(len(t), -1)
@@ -71,15 +66,15 @@ def prune_filters(ticket:Ticket, rate:float, scope:Literal['global', 'uniform']=
     total = {n: int(p.sum()) for n, p in present.items()}
     if scope == 'uniform': kept = {n: max(1, round((1 - rate) * k)) for n, k in total.items()}
     else:
-        best = {n: _keep({n: size[n]}, {n: 1}, {n: present[n]})[n] for n in names}      # one of each layer stays
+        best = keep_largest(size, present, dict.fromkeys(names, 1))      # one of each layer stays
         first = {n: size[n].masked_fill(best[n], math.inf) for n in names}
         kept = max(len(names), count(1 - rate, sum(total.values())))
-        kept = {n: int(m.sum()) for n, m in _keep(first, kept, present).items()}
-    stay, grown = _keep(size, kept, present), {n: torch.zeros_like(p) for n, p in present.items()}
+        kept = {n: int(m.sum()) for n, m in keep_largest(first, present, kept).items()}
+    stay, grown = keep_largest(size, present, kept), {n: torch.zeros_like(p) for n, p in present.items()}
     if regenerate == 'equal':
         grow = {n: min(k - 1, math.ceil(share * k)) if k < total[n] else 0 for n, k in kept.items()}
-        stay = _keep(size, {n: k - grow[n] for n, k in kept.items()}, stay)
-        grown = _keep({n: rows(gradients[n]).abs().mean(1) for n in names}, grow, {n: ~s for n, s in stay.items()})
+        stay = keep_largest(size, stay, {n: k - grow[n] for n, k in kept.items()})
+        grown = keep_largest({n: rows(gradients[n]).abs().mean(1) for n in names}, {n: ~s for n, s in stay.items()}, grow)
     spread = lambda units, n: units.view(-1, *[1] * (ticket.weights[n].dim() - 1)).expand_as(ticket.weights[n])
     whole = {n: ticket.masks[n].bool() & spread(stay[n], n) if n in stay else m.bool() for n, m in ticket.masks.items()}
     back = {n: (ticket.masks[n].bool() | spread(~present[n], n)) & spread(grown[n], n) if n in grown else torch.zeros_like(whole[n]) for n in whole}      # a filter that was gone comes back whole

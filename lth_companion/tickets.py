@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['prunable', 'generator', 'TicketError', 'check_masks', 'Ticket']
 
-# %% ../nbs/00_tickets.ipynb #31ee5dde
-import hashlib, json
+# %% ../nbs/00_tickets.ipynb #d0b4c99b
+import hashlib, importlib, json
 from dataclasses import dataclass, field
 from pathlib import Path
 import numpy as np
@@ -128,30 +128,41 @@ Ticket.digest = property(_digest, doc='sha256 of the effective weights, the mask
 Ticket.apply = _apply
 Ticket.apply.__doc__ = 'Write the effective weights (and `rest`) into `model`, in place; a `TicketError` if they do not fit.'
 
-# %% ../nbs/00_tickets.ipynb #4fd2ec93
-def _save(ticket:Ticket, path) -> Path:
-    "Write the ticket to one safetensors file (whole or not at all); the path."
-    from safetensors.torch import save
+# %% ../nbs/00_tickets.ipynb #c660b2e4
+_COMPACT = 'lth_companion.storage'      # the module of the other forms, and the key of their header in a file
+
+def _plain(ticket:Ticket) -> tuple[dict[str, Tensor], dict[str, str]]:
     tensors = {}
     for name, w in ticket.weights.items():
         tensors[f'weights/{name}'] = w.cpu().contiguous()
         tensors[f'masks/{name}'] = torch.from_numpy(np.packbits(ticket.masks[name].bool().cpu().numpy().ravel()))
     tensors |= {f'rest/{n}': t.cpu().contiguous() for n, t in ticket.rest.items()}
-    meta = {'format': 'lth_companion.ticket', 'version': '1',
-            'names': json.dumps(list(ticket.weights)), 'rest': json.dumps(list(ticket.rest))}
+    return tensors, {'format': 'lth_companion.ticket', 'version': '1',
+                     'names': json.dumps(list(ticket.weights)), 'rest': json.dumps(list(ticket.rest))}
+
+def _save(ticket:Ticket, path, form:str='plain', source=None) -> Path:
+    """Write the ticket to one safetensors file (whole or not at all); the path.
+
+    `form`: "plain", or one of `storage.FORMS`, which need fewer bits and keep nothing of pruned weights; `source`: the `storage.Source` that "seed" needs."""
+    from safetensors.torch import save
+    if form == 'plain': tensors, meta = _plain(ticket)
+    else:
+        tensors, header = importlib.import_module(_COMPACT).pack(ticket, form, source)
+        meta = {_COMPACT: json.dumps(header)}
     path = Path(path); part = path.with_name(path.name + '.part')
     part.write_bytes(save(tensors, meta)); part.replace(path)
     return path
 
-# %% ../nbs/00_tickets.ipynb #aeb5b0bb
+# %% ../nbs/00_tickets.ipynb #7a761c94
 def _load(cls, path) -> Ticket:
-    "The ticket in the file at `path`; a `TicketError` in one sentence if it is missing, damaged or no ticket."
+    "The ticket in the file at `path`, whichever its form; a `TicketError` in one sentence if it is missing, damaged or no ticket."
     from safetensors import safe_open, SafetensorError
     path = Path(path)
     if not path.is_file(): raise TicketError(f'There is no ticket at {path}; save one there with ticket.save(path).')
     try:
         with safe_open(path, 'pt') as f:
             meta = f.metadata() or {}
+            if _COMPACT in meta: return importlib.import_module(_COMPACT).unpack({k: f.get_tensor(k) for k in f.keys()}, json.loads(meta[_COMPACT]))
             if meta.get('format') != 'lth_companion.ticket' or meta.get('version') != '1':
                 raise TicketError(f'{path} is a safetensors file but no ticket of version 1; save tickets with ticket.save(path).')
             weights = {n: f.get_tensor(f'weights/{n}') for n in json.loads(meta['names'])}
@@ -162,8 +173,8 @@ def _load(cls, path) -> Ticket:
                 if packed.dtype != np.uint8 or packed.shape != (-(-w.numel() // 8),): raise ValueError(f'the mask of {n} has another size')
                 masks[n] = torch.from_numpy(np.unpackbits(packed, count=w.numel())).reshape(w.shape).to(w.dtype)
     except TicketError: raise
-    except (SafetensorError, OSError, KeyError, TypeError, ValueError) as e:
-        raise TicketError(f'{path} is not a readable ticket ({str(e).splitlines()[0][:80]}); copy it again or make it anew.') from None
+    except (SafetensorError, OSError, KeyError, TypeError, ValueError, ArithmeticError, RuntimeError) as e:      # RuntimeError: JSON nested too deeply, a dtype torch cannot count with
+        raise TicketError(f'{path} is not a readable ticket ({(str(e).splitlines() or [type(e).__name__])[0][:80]}); copy it again or make it anew.') from None
     return cls(weights, masks, rest)
 
 Ticket.save, Ticket.load = _save, classmethod(_load)

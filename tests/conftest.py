@@ -1,10 +1,27 @@
 """One thread, and a store of trials of the tests' own: a test run never reads or writes the user's."""
 import os
+import pathlib
+import signal
+import subprocess
+import sys
 import tempfile
 
 os.environ.update(OMP_NUM_THREADS='1', MPLBACKEND='Agg', LTH_RUNS=tempfile.mkdtemp(prefix='lth-tests-'))
 os.environ.pop('LTH_PLUGINS', None)
 
+import pytest  # noqa: E402
 import torch  # noqa: E402
 
 torch.set_num_threads(1)
+
+
+@pytest.fixture
+def killed(request):
+    "Calls the test module's own `dies(name, path)` in a process of its own, which must end by signal 9; gives the path back."
+    def run(name, path):
+        code = f'import {request.module.__name__} as t; t.dies({name!r}, {str(path)!r})'
+        here = pathlib.Path(__file__).parent
+        done = subprocess.run([sys.executable, '-c', code], cwd=here, env=os.environ | {'OMP_NUM_THREADS': '1', 'PYTHONPATH': str(here.parent)}, capture_output=True, text=True, timeout=300)
+        assert done.returncode == -signal.SIGKILL, done.stderr
+        return path
+    return run

@@ -1,5 +1,5 @@
 "Drop and grow against a reference written from the papers, its invariants after every update, and trainings that go on after a kill."
-import math, os, pathlib, signal, subprocess, sys, warnings
+import math, os, signal, warnings
 from fractions import Fraction
 import numpy as np, pytest, torch
 from hypothesis import given, settings as budget, strategies as st
@@ -358,13 +358,6 @@ def dies(method, path):
     torch.set_num_threads(1)
     trained(method, path, on_epoch=lambda model, result: result.epochs == 3 and os.kill(os.getpid(), signal.SIGKILL))
 
-def killed(method, path):
-    code = f"import test_dynamic as t; t.dies({method!r}, {str(path)!r})"
-    done = subprocess.run([sys.executable, "-c", code], cwd=pathlib.Path(__file__).parent, env=os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(pathlib.Path(__file__).parents[1])},
-                          capture_output=True, text=True, timeout=120)
-    assert done.returncode == -signal.SIGKILL, done.stderr
-    return path
-
 def same(a, b):
     (net, result, work), (net2, result2, work2) = a, b
     assert all(torch.equal(x, y) for x, y in zip(net.state_dict().values(), net2.state_dict().values()))
@@ -374,7 +367,7 @@ def same(a, b):
     assert result.velocities[40] and all(torch.equal(v, result2.velocities[40][n]) for n, v in result.velocities[40].items())
 
 @pytest.mark.parametrize("method", list(EVERY))
-def test_a_killed_training_goes_on_and_ends_bit_equal(method, tmp_path):
+def test_a_killed_training_goes_on_and_ends_bit_equal(method, tmp_path, killed):
     path, epochs = killed(method, tmp_path / "c.safetensors"), []
     resumed = trained(method, path, on_epoch=lambda model, result: epochs.append(result.epochs))
     assert epochs == [3, 4, 5]

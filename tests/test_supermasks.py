@@ -1,5 +1,5 @@
 "Supermasks against a reference written from the papers, what changes the frozen weights, and searches that go on after a kill."
-import collections, copy, itertools, math, os, pathlib, signal, subprocess, sys, warnings
+import collections, copy, itertools, math, os, signal, warnings
 from fractions import Fraction
 import pytest, torch
 from hypothesis import given, settings as budget, strategies as st
@@ -439,13 +439,6 @@ def dies(name, path):
     torch.set_num_threads(1)
     hunt(name, path, on_epoch=lambda model, result: result.epochs == 4 and os.kill(os.getpid(), signal.SIGKILL))
 
-def killed(name, path):
-    code = f"import test_supermasks as t; t.dies({name!r}, {str(path)!r})"
-    done = subprocess.run([sys.executable, "-c", code], cwd=pathlib.Path(__file__).parent, env=os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(pathlib.Path(__file__).parents[1])},
-                          capture_output=True, text=True, timeout=300)
-    assert done.returncode == -signal.SIGKILL, done.stderr
-    return path
-
 def same(a, b):
     (net, result, work), (net2, result2, work2) = a, b
     assert equal(net.state_dict(), net2.state_dict()) and result.ticket.digest == result2.ticket.digest
@@ -453,7 +446,7 @@ def same(a, b):
     assert equal(scores(work), scores(work2)) and equal(work.frozen, work2.frozen) and equal(momenta(work), momenta(work2)) and work.step_number == work2.step_number == 24
 
 @pytest.mark.parametrize("name", list(EVERY))
-def test_a_killed_search_goes_on_and_ends_bit_equal(name, tmp_path):
+def test_a_killed_search_goes_on_and_ends_bit_equal(name, tmp_path, killed):
     path, epochs = killed(name, tmp_path / "c.safetensors"), []
     resumed = hunt(name, path, on_epoch=lambda model, result: epochs.append(result.epochs))
     assert epochs == [4, 5, 6]
