@@ -260,7 +260,7 @@ def table_searches(setting:SearchSetting) -> list[tuple[str, float, SupermaskTri
     "Method, density and trial of every cell of a setting's table and every seed."
     return [(m, d, search_trial(setting, m, d, seed)) for d in setting.densities for m in setting.methods for seed in setting.seeds_at(d)]
 
-# %% ../nbs/39_searches.ipynb #3691e0e2
+# %% ../nbs/39_searches.ipynb #cc926b6e
 def recycling_settings(tier:str, device:str='cpu', seeds:list=()) -> dict[str, SearchSetting]:
     "The settings of a tier by name, the main one first. `seeds` given by the caller take the place of the tier's own."
     at, conv = {'device': device} if device != 'cpu' else {}, dict(memory_format='channels_last')
@@ -272,7 +272,7 @@ def recycling_settings(tier:str, device:str='cpu', seeds:list=()) -> dict[str, S
         lenet, narrow = dict(model='lenet-300-100', train_size=6000), lambda model: dict(data='fashion-mnist', train_size=6000, model=model, width=.25)
         every = (.1, .8, .6, .5, .4, .2)
         found = [make('LeNet on Fashion-MNIST', dict(data='fashion-mnist', **lenet), 20, 2., every, (.1, .5), range(100, 110), 3, widths=(.25, .5, 1.)),
-                 make('conv-2 on Fashion-MNIST', narrow('conv-2'), 15, .2, (.1, .5), (.1,), range(100, 108), 3, MAIN[:5], (.125, .25), **conv),
+                 make('conv-2 on Fashion-MNIST', narrow('conv-2'), 15, .2, (.1,), (.1,), range(100, 108), 3, MAIN[:5], **conv),
                  make('conv-4 on Fashion-MNIST', narrow('conv-4'), 12, .1, (.1,), (.1,), range(100, 108), 3, MAIN[:5], scaled=True, **conv),
                  make('LeNet on MNIST', dict(data='mnist', **lenet), 20, 2., (.1,), (.1,), range(100, 110), 3, MAIN[:5])]
     else:
