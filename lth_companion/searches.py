@@ -7,7 +7,7 @@ __all__ = ['METHODS', 'MAIN', 'SupermaskTrial', 'weight_facts', 'packed', 'unpac
            'settings_of', 'search_recipe', 'SearchSetting', 'search_trial', 'ensemble_trial', 'trained_trial',
            'table_searches', 'recycling_settings']
 
-# %% ../nbs/39_searches.ipynb #6fda0185
+# %% ../nbs/39_searches.ipynb #d906cd4e
 import base64, math
 from dataclasses import dataclass
 from itertools import combinations
@@ -16,14 +16,14 @@ import numpy as np
 import torch
 from pydantic import Field, model_validator
 from . import data as datasets
-from .tickets import Ticket, generator
+from .tickets import generator
 from .training import Recipe, train
 from .supermasks import Search, Supermask, SupermaskError, frozen_weights, search
 from .storage import Source, bits, possible
 from .diversity import disagreement, distances, ensemble, independent_disagreement, logits, pair, path, random_scores
 from .trials import Trial, active_store
 from .experiments import _load
-from .branches import Setup, initial, network
+from .branches import Setup, _on_cpu, initial, network
 from .sparse_training import SparseTrial, _images, _rate
 
 # %% ../nbs/39_searches.ipynb #893db8fc
@@ -75,7 +75,7 @@ def unpacked(rows:dict[str, str], shapes:dict[str, tuple]) -> dict[str, torch.Te
     "Boolean masks of the given shapes from what `packed` wrote."
     return {n: torch.from_numpy(np.unpackbits(np.frombuffer(base64.b64decode(t), np.uint8), count=math.prod(shapes[n]))).view(shapes[n]).bool() for n, t in rows.items()}
 
-# %% ../nbs/39_searches.ipynb #3233fcbe
+# %% ../nbs/39_searches.ipynb #367fcf60
 def _frozen(trial):
     "The weights of the dense training, where the trial has one."
     if not trial.trained: return None
@@ -110,7 +110,7 @@ def _stopped(trial, result, why):
 
 def _ticket_facts(work, ticket, first):
     if ticket is None: return {'kept': None, 'layers': {}, 'empty': [], 'digest': None, 'bits': {}}
-    ticket = Ticket(*({n: t.cpu() for n, t in part.items()} for part in (ticket.weights, ticket.masks, ticket.rest)))
+    ticket = _on_cpu(ticket)
     told = work.drawn and work.settings.change != 'iterand-all'
     source = Source.of(work) if told else None
     return {'kept': sum(ticket.kept.values()), 'layers': weight_facts(work, ticket.masks, first), 'empty': ticket.empty, 'digest': ticket.digest, 'bits': {form: bits(ticket, form, source) for form in possible(ticket, source)}}

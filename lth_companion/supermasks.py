@@ -18,7 +18,7 @@ from .selection import SelectionError, check_density, count, top_masks
 from .pruning import LayerCollapse
 from .training import Progress, Recipe, Result, evaluate, keep, order, resume, stop_split
 
-# %% ../nbs/24_supermasks.ipynb #ffb57f61
+# %% ../nbs/24_supermasks.ipynb #c9588bbd
 class SupermaskError(ValueError):
     "Settings or scores with which a search cannot go on; the message names the mend."
 
@@ -42,7 +42,7 @@ class Supermask(BaseModel):
     @model_validator(mode='after')
     def _consistent(self):
         if self.change == 'iterand-all' and self.method != 'biprop': raise ValueError('change="iterand-all" mixes by the gain of method="biprop"; choose change="iterand"')
-        most = .5 if self.change in ('recycle', 'next-lowest') else 1.
+        most = 1. if self.change == 'none' or self.change.startswith('iterand') else .5
         if self.rate > most: raise ValueError(f'rate={self.rate} of the weights would be copied from as many others, and there are not so many; give at most {most:g}' if most < 1 else f'the chance of a new draw is {self.rate}; give at most 1')
         return self
 
