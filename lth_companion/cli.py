@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['app', 'data_app', 'trials_app', 'Repo', 'Out', 'INSTALL', 'on_terminal', 'show_table', 'complain', 'main', 'list_',
-           'run', 'choose', 'run_all', 'Watch', 'report', 'report_tables', 'data_status', 'data_fetch', 'trials_status',
-           'trials_show', 'trials_export', 'trials_clean', 'doctor']
+           'run', 'engine', 'choose', 'run_all', 'Watch', 'report', 'report_tables', 'data_status', 'data_fetch',
+           'trials_status', 'trials_show', 'trials_export', 'trials_clean', 'doctor']
 
 # %% ../nbs/36_cli.ipynb #d81ca3ce
 import contextlib, json, os, sys, tempfile, time
@@ -123,7 +123,7 @@ def _origin(scorer):
     module = getattr(scorer, "__module__", "") or type(scorer).__module__
     return "lth_companion" if module.startswith("lth_companion") else module
 
-# %% ../nbs/36_cli.ipynb #6e961fa0
+# %% ../nbs/36_cli.ipynb #08c8ee6b
 @app.command()
 def run(
     what: Annotated[Optional[list[str]], typer.Argument(metavar="[PAPER[/NOTEBOOK] ...]", help="Names or unique prefixes; all papers if none.", show_default=False)] = None,
@@ -131,6 +131,9 @@ def run(
     device: Annotated[str, typer.Option(help="auto, cpu or cuda; auto is the CPU at tiers smoke and laptop.")] = "auto",
     workers: Annotated[Optional[int], typer.Option(metavar="N", min=1, help="Worker processes.  [default: one a core; one on a GPU]", show_default=False)] = None,
     param: Annotated[Optional[list[str]], typer.Option("-p", metavar="NAME=VALUE", help="A parameter of the notebooks; may be repeated.", show_default=False)] = None,
+    scheduler: Annotated[str, typer.Option(metavar="ADDRESS", help="A running Dask scheduler, whose workers run the trials.  [default: LTH_SCHEDULER, else this machine's processes]", show_default=False)] = "",
+    cluster: Annotated[str, typer.Option(metavar="KIND", help="Start Dask workers for this command: local, ssh or slurm.", show_default=False)] = "",
+    cluster_config: Annotated[str, typer.Option(metavar="FILE", help="YAML with the particulars of --cluster.  [default: LTH_CLUSTER_CONFIG]", show_default=False)] = "",
     out: Out = "",
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the trials, how many are cached, and the estimated core-seconds; run none.")] = False,
     force: Annotated[bool, typer.Option("--force", help="Run all trials again, whatever is stored.")] = False,
@@ -145,11 +148,29 @@ def run(
     settings = Settings(find_root(repo), check_tier(tier), device, workers, out, force, dry_run)
     entries = choose(settings, what or [])
     given = read_params(param or [], entries)
-    settings.device = resolve_device(device, tier)
-    if not dry_run:
-        check_writable(runs_folder(settings.root), "mend its permissions or set LTH_RUNS to another folder")
-        check_writable(figures_folder(settings.root, out), "mend its permissions or name another folder with --out")
-    if not run_all(entries, settings, given): raise typer.Exit(1)
+    if scheduler and cluster: raise ReproduceError("--scheduler names a cluster that runs, --cluster starts one: give one of the two")
+    if cluster_config and not cluster: raise ReproduceError("--cluster-config goes with --cluster local, ssh or slurm: add one")
+    with reproduce._environment(LTH_SCHEDULER=scheduler or cluster or os.environ.get("LTH_SCHEDULER")):
+        settings.device = resolve_device(device, tier)
+        if not dry_run:
+            check_writable(runs_folder(settings.root), "mend its permissions or set LTH_RUNS to another folder")
+            check_writable(figures_folder(settings.root, out), "mend its permissions or name another folder with --out")
+        with engine(settings, cluster, cluster_config):
+            if not run_all(entries, settings, given): raise typer.Exit(1)
+
+# %% ../nbs/36_cli.ipynb #9523360e
+@contextlib.contextmanager
+def engine(settings, kind="", config=""):
+    "What runs the trials of one command: a cluster of this kind, started for it, or the one that LTH_SCHEDULER names, or neither."
+    address = os.environ.get("LTH_SCHEDULER")
+    if settings.dry_run or not address: yield; return
+    from lth_companion import clusters
+    with contextlib.ExitStack() as stack:
+        started = stack.enter_context(clusters.start(kind, config or None, settings.device, settings.workers)) if kind else None
+        if started: stack.enter_context(reproduce._environment(LTH_SCHEDULER=started.address, LTH_CLUSTER_WAIT=started.wait))
+        with clusters.connect(started or address, root=runs_folder(settings.root), device=settings.device) as there:
+            print(f"cluster\t{there.address}\t{len(there.hosts)} workers so far", flush=True)
+        yield
 
 # %% ../nbs/36_cli.ipynb #f17b8db0
 def choose(settings, words) -> list:

@@ -48,7 +48,7 @@ def check_tier(tier: str) -> str:
     if tier in TIERS: return tier
     raise ReproduceError(f"there is no tier {tier!r}: {suggest(tier, TIERS)}")
 
-# %% ../nbs/35_reproduce.ipynb #00d943a2
+# %% ../nbs/35_reproduce.ipynb #ca9396c7
 def resolve_device(
     device: str = "auto", # auto, cpu or cuda
     tier: str = "smoke",
@@ -57,6 +57,7 @@ def resolve_device(
     if device not in ("auto", "cpu", "cuda"):
         raise ReproduceError(f"there is no device {device!r}: choose auto, cpu or cuda (CUDA_VISIBLE_DEVICES picks one of several)")
     if device == "cpu" or (device == "auto" and tier in ON_CPU): return "cpu"
+    if device == "cuda" and os.environ.get("LTH_SCHEDULER"): return "cuda" # the cluster's workers have it (chapter 29), or are refused
     import torch
     if torch.cuda.is_available(): return "cuda"
     if device == "auto": return "cpu"
@@ -350,7 +351,7 @@ def code_version(root) -> dict:
             commit, modified = head.stdout.strip(), bool(git("status", "--porcelain", "--", "lth_companion", "nbs").stdout.strip())
     return {"version": lth_companion.__version__, "commit": commit, "modified": modified, "modules": library_hash()}
 
-# %% ../nbs/35_reproduce.ipynb #68fc17fb
+# %% ../nbs/35_reproduce.ipynb #d2269e41
 def machine(device: str = "cpu") -> dict:
     "What the trials ran on."
     torch = sys.modules.get("torch") # not loaded: no number depends on it
@@ -358,7 +359,7 @@ def machine(device: str = "cpu") -> dict:
     with contextlib.suppress(OSError, StopIteration):
         cpu = next(l.split(":", 1)[1].strip() for l in open("/proc/cpuinfo") if l.startswith("model name"))
     found = {"system": platform.system(), "cpu": cpu, "capability": torch and torch.backends.cpu.get_cpu_capability()}
-    if torch and device.startswith("cuda"): found["gpu"] = torch.cuda.get_device_name(device)
+    if torch and device.startswith("cuda") and torch.cuda.is_available(): found["gpu"] = torch.cuda.get_device_name(device)
     return found
 
 # %% ../nbs/35_reproduce.ipynb #2b41e60a
@@ -376,10 +377,10 @@ def open_store(root, tier, paper, out=""):
         if pack_path(figures, tier, paper).exists(): store.attach(pack_path(figures, tier, paper))
     return store
 
-# %% ../nbs/35_reproduce.ipynb #94297cbe
+# %% ../nbs/35_reproduce.ipynb #5a8a2885
 class _Trials:
     "The half of `Notebook` that runs trials."
-    pool = None # its worker processes, once there is something to run
+    pool, engine = None, None # its workers, once there is something to run; what the provenance says of them
 
     @functools.cached_property
     def store(self): return open_store(self.root, self.tier, self.paper, self.figures)
@@ -425,7 +426,7 @@ def _plan(self, stop):
 
 _Trials._todo, _Trials._plan = _todo, _plan
 
-# %% ../nbs/35_reproduce.ipynb #d782a836
+# %% ../nbs/35_reproduce.ipynb #06a7a0b9
 def _engine(self, engine, trials, force, allow_failed):
     "Run trials, telling the runner how far they are and packing them as time goes by."
     every, packed = float(os.environ.get("LTH_PACK_EVERY") or 600), time.time()
@@ -437,8 +438,9 @@ def _engine(self, engine, trials, force, allow_failed):
         if force and os.path.dirname(self.force): _append(self.force, trial.hash)
         if time.time() - packed > every: self.pack(); packed = time.time()
     _tell(done, total)
-    if self.workers > 1 and self.pool is None: self.pool = engine.Workers(self.workers) # kept for the next sweep: to start one takes seconds
-    try: rows = engine.run(trials, store=self.store, workers=self.workers, executor=self.pool, force=force, on_done=on_done, progress="silent" if os.environ.get("LTH_PROGRESS") else None)
+    if self.pool is None and done < total: self.pool = self._start(engine) # kept for the next sweep: to start one takes seconds
+    workers = 1 if os.environ.get("LTH_SCHEDULER") else self.workers # a cluster knows its own number
+    try: rows = engine.run(trials, store=self.store, workers=workers, executor=self.pool, force=force, on_done=on_done, progress="silent" if os.environ.get("LTH_PROGRESS") else None)
     except BaseException:
         self.close()
         raise
@@ -448,6 +450,16 @@ def _engine(self, engine, trials, force, allow_failed):
     if bad and not allow_failed:
         raise ReproduceError(f"{len(bad)} of {total} trials failed ({next(iter(bad.values())).rstrip('.')}): the others are kept, and the same command tries these again")
     return rows
+
+def _start(self, engine):
+    "The workers: a cluster's, where LTH_SCHEDULER names one, or this machine's; None for this process."
+    if address := os.environ.get("LTH_SCHEDULER"):
+        from lth_companion.clusters import connect
+        pool = connect(address, root=self.store.root, device=self.device)
+        self.engine = pool.about()
+        return pool
+    self.engine = {"engine": "processes" if self.workers > 1 else "this process", "workers": self.workers}
+    return engine.Workers(self.workers) if self.workers > 1 else None
 
 def _append(path, line):
     with open(path, "a") as f: f.write(line + "\n")
@@ -460,7 +472,7 @@ def _close(self) -> None:
     if self.pool: self.pool.shutdown(cancel_futures=True)
     self.pool = None
 
-_Trials._engine, _Trials.close = _engine, _close
+_Trials._engine, _Trials._start, _Trials.close = _engine, _start, _close
 
 # %% ../nbs/35_reproduce.ipynb #2ebd65ce
 def _others_use(folder, name):
@@ -567,7 +579,7 @@ def _finish(self) -> None:
 
 Notebook.finish = _finish
 
-# %% ../nbs/35_reproduce.ipynb #4b41d8c7
+# %% ../nbs/35_reproduce.ipynb #6f38969c
 def _provenance(self):
     trials = sorted(self.used.items())
     return {"paper": self.paper, "notebook": self.name, "tier": self.tier, "source": self.source,
@@ -575,7 +587,7 @@ def _provenance(self):
         "seeds": sorted({t.seed for _, t in trials if hasattr(t, "seed")}),
         "trials": {"count": len(trials), "kinds": sorted({t.kind for _, t in trials}), "hashes": [h for h, _ in trials]},
         "code": code_version(self.root), "data": _data_used(t for _, t in trials),
-        "packages": package_versions(), "machine": machine(self.device),
+        "packages": package_versions(), "machine": machine(self.device), "engine": self.engine if self.trained else None, # what ran what was trained now
         "outputs": {name: file_hash(self.folder / name) for name in sorted(self.outputs)},
         "trained": self.trained, "wall_seconds": round(time.time() - self.started, 1), "date": datetime.now(timezone.utc).isoformat(timespec="seconds")}
 
