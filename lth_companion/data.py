@@ -6,7 +6,8 @@
 __all__ = ['FACTS', 'PARTS', 'WHEEL', 'WHEEL_SHA256', 'DEBIAN', 'AUGMENTATIONS', 'DataError', 'Facts', 'facts', 'cache_folder',
            'data_folder', 'cache_path', 'content_checksum', 'ArrayUnpickler', 'read_arrays', 'read_mnist_wheel',
            'read_idx', 'read_idx_folder', 'read_cifar_batch', 'read_cifar_folder', 'read_cifar_jpegs', 'read_digits',
-           'import_torchvision', 'local_sources', 'remote_sources', 'fetch', 'status', 'crop_flip', 'Data', 'load']
+           'import_torchvision', 'local_sources', 'remote_sources', 'fetch', 'status', 'crop_flip_draws', 'crop_flip',
+           'Data', 'load']
 
 # %% ../nbs/10_data.ipynb #f79e6a3f
 import difflib, functools, gzip, hashlib, io, math, operator, os, pickle, re, shutil, socket, subprocess, sys, tarfile, tempfile, warnings, zipfile
@@ -408,21 +409,24 @@ def status() -> list[dict]:
     "A row for each data set: name, id, here (a checked file lies in the cache), source, path, checksum, images, note (the mend)."
     return [_row(known) for known in FACTS.values()]
 
-# %% ../nbs/10_data.ipynb #22e6e222
-def crop_flip(x:Tensor, generator:torch.Generator=None, padding:int=4) -> Tensor:
-    "`x` [N,C,H,W] cropped at random from a frame of `padding` zeros and flipped half of the time: the distribution of RandomCrop and RandomHorizontalFlip."
+# %% ../nbs/10_data.ipynb #04b6576d
+def crop_flip_draws(n:int, generator:torch.Generator=None, padding:int=4) -> Tensor:
+    "Row and column where each of `n` crops begins, and whether it is flipped: [n, 3], on the CPU."
+    return torch.cat([torch.randint(count, (n, 1), generator=generator) for count in (2*padding + 1, 2*padding + 1, 2)], 1)
+
+def crop_flip(x:Tensor, generator:torch.Generator|Tensor=None, padding:int=4) -> Tensor:
+    "`x` [N,C,H,W] cropped at random from a frame of `padding` zeros and flipped half of the time: the distribution of RandomCrop and RandomHorizontalFlip. `generator`: or what `crop_flip_draws` gave."
     n, c, h, w = x.shape
-    draw = lambda count: torch.randint(count, (n, 1), generator=generator).to(x.device)
-    top, left, flip = draw(2*padding + 1), draw(2*padding + 1), draw(2)
+    top, left, flip = (generator if torch.is_tensor(generator) else crop_flip_draws(n, generator, padding)).to(x.device).split(1, 1)
     rows, columns = (torch.arange(size, device=x.device) for size in (h, w))
     columns = left + torch.where(flip.bool(), w - 1 - columns, columns)
     places = (top + rows)[:, :, None] * (w + 2*padding) + columns[:, None, :]
     framed = F.pad(x, (padding,)*4).flatten(2)
     return framed.gather(2, places.view(n, 1, h*w).expand(n, c, h*w)).view(n, c, h, w)
 
-AUGMENTATIONS = {'crop-flip': crop_flip}
+AUGMENTATIONS = {'crop-flip': (crop_flip_draws, crop_flip)}
 
-# %% ../nbs/10_data.ipynb #83c19355
+# %% ../nbs/10_data.ipynb #73ebec17
 @dataclass(frozen=True, eq=False, repr=False)
 class Data:
     "Images (uint8 [N,C,H,W]) and labels (int64 [N]) on one device; `mean` and `std` for pixels in [0, 1]; `checksum` of the whole content."
@@ -455,12 +459,16 @@ class Data:
         mean, std = self._mean_std
         return x.float().div_(255).sub_(mean).div_(std)
 
-    def batch(self, x:Tensor, y:Tensor, indices:Tensor, augment:str=None, generator:torch.Generator=None) -> tuple[Tensor, Tensor]:
-        "Inputs (float32) and targets of the images `indices` of `x`, `y`; `augment` None or 'crop-flip', drawn from the CPU `generator`."
+    def draw(self, augment:str, n:int, generator:torch.Generator=None) -> Tensor:
+        "What an augmentation draws for `n` images, a row each: `batch` takes it for a generator, so an epoch's draws can go to a GPU at once."
+        return AUGMENTATIONS[augment][0](n, generator)
+
+    def batch(self, x:Tensor, y:Tensor, indices:Tensor, augment:str=None, generator:torch.Generator|Tensor=None) -> tuple[Tensor, Tensor]:
+        "Inputs (float32) and targets of the images `indices` of `x`, `y`; `augment` None or 'crop-flip', drawn from the CPU `generator`, or by what `draw` gave in its place."
         if augment not in (None, *AUGMENTATIONS): raise DataError(f'There is no augmentation {augment!r}; there is {", ".join(map(repr, AUGMENTATIONS))} and None.')
         indices = indices.to(x.device)
         images = x.index_select(0, indices)
-        if augment: images = AUGMENTATIONS[augment](images, generator)
+        if augment: images = AUGMENTATIONS[augment][1](images, generator)
         return self.normalise(images), y.index_select(0, indices)
 
     def scoring_batches(self, n:int | None, generator:torch.Generator=None, batch_size:int=256, dtype=torch.float32) -> list[tuple[Tensor, Tensor]]:

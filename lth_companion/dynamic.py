@@ -141,7 +141,7 @@ def keep_largest(sizes:dict[str, Tensor]|list[Tensor], active:dict[str, Tensor]|
     found = [m.view(sizes[n].shape) for n, m in zip(names, found)]
     return dict(zip(names, found)) if isinstance(sizes, dict) else found
 
-# %% ../nbs/22_dynamic.ipynb #0193dd24
+# %% ../nbs/22_dynamic.ipynb #9261a451
 class DropGrow:
     "Changes the masks of one training by `settings`; hand it to `training.train` as `sparsity`. `history`: a dict an event."
     def __init__(self, settings:Dynamic, seed:int=0):
@@ -158,13 +158,17 @@ class DropGrow:
         self.start = [s.clone() for s in self.seen]
         if self.settings.growth == 'momentum': self.average = [torch.zeros_like(w) for w in weights]
 
+    def wants(self, t:int) -> bool:
+        "Whether growth reads the dense gradient of step number t."
+        return self.average is not None or self.settings.growth == 'gradient' and self.clock.is_event(t)
+
     def observe(self):
-        "After `backward`, before the gradients are masked."
+        "After `backward`, before the gradients are masked; needed in steps that `wants` names."
         self.done += 1
         grads = [w.grad for w in self.weights]
         if self.average is not None:
             torch._foreach_mul_(self.average, self.momentum); torch._foreach_add_(self.average, grads)
-        elif self.settings.growth == 'gradient' and self.clock.is_event(self.done):
+        elif self.wants(self.done):
             self.gradients = [g.detach().abs().reshape(-1) for g in grads]      # a copy: the mask is about to be multiplied in
 
 # %% ../nbs/22_dynamic.ipynb #9c414164
@@ -203,10 +207,11 @@ def _shares(self, freed, survivors, room):
 
 DropGrow._pruned, DropGrow._growth_scores, DropGrow._shares = _pruned, _growth_scores, _shares
 
-# %% ../nbs/22_dynamic.ipynb #3e4752d8
+# %% ../nbs/22_dynamic.ipynb #168f6784
 @torch.no_grad()
 def _update(self, t:int) -> bool:
     "After the optimizer's step number t: an event, if one falls here. True if the masks may have changed."
+    self.done = t
     if not self.clock.is_event(t): return False
     sizes = [w.detach().abs().reshape(-1) for w in self.weights]
     if not all(math.isfinite(w.max()) for w in sizes if w.numel()): return False      # the maximum of a NaN is NaN

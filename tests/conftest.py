@@ -25,3 +25,10 @@ def killed(request):
         assert done.returncode == -signal.SIGKILL, done.stderr
         return path
     return run
+
+
+def pytest_collection_modifyitems(items):
+    "Tests of a GPU are named and skipped where there is none."
+    if torch.cuda.is_available(): return
+    for item in items:
+        if item.get_closest_marker('gpu'): item.add_marker(pytest.mark.skip(reason='needs a CUDA device, and torch finds none here'))

@@ -1,0 +1,191 @@
+"""The options of a recipe that are for GPUs. Without one, a stand-in for `capture` runs the step where a graph would be replayed,
+so that everything around the graph (warm-up put back, rates, crops, uneven batches, watched steps, gradients) is tried here."""
+import pytest, torch
+from lth_companion import training
+from lth_companion.data import Data
+from lth_companion.dynamic import DropGrow, settings, sparse_train
+from lth_companion.models import create
+from lth_companion.tickets import Ticket, generator, prunable
+from lth_companion.training import Recipe, Stepper, evaluate, numerics, optimizer, train, train_together
+
+def images(shape=(3, 32, 32), n=200, device="cpu"):
+    g = generator(0, "images", *shape)
+    x, y = torch.randint(256, (n + 50, *shape), generator=g, dtype=torch.uint8), torch.randint(10, (n + 50,), generator=g)
+    x, y, c = x.to(device), y.to(device), shape[0]
+    return Data("made", "made", "0", 10, x[:n], y[:n], x[n:], y[n:], x[:0], y[:0], (.5,) * c, (.25,) * c)
+
+def recipe(**fields): return Recipe(**(dict(lr=.05, momentum=.9, nesterov=True, weight_decay=5e-4, batch_size=64, max_epochs=2, patience=None, schedule="milestones", milestones=(1,)) | fields))
+
+def net(name="conv-2", width=.125, seed=0): return create(name, (3, 32, 32), 10, generator(seed, "init"), width)
+
+def masks(model, density=.3): return {n: (torch.rand(w.shape, generator=generator(1, n)) < density).float() for n, w in prunable(model).items()}
+
+@pytest.fixture
+def stand_in(monkeypatch):
+    "In place of a GPU: runs for real, as a capture's warm-up; then one run a replay, whose gradients lie where those of the capture lay."
+    replays, memory, inside, plain = [], {}, [], torch.optim.SGD.zero_grad
+    def zero_grad(opt, set_to_none=True):
+        if not inside: return plain(opt, set_to_none=set_to_none)
+        for p in opt.param_groups[0]["params"]:
+            p.grad = memory.setdefault(p, torch.zeros_like(p, requires_grad=False)).zero_()
+    def capture(f):
+        def graph():
+            inside.append(1); f(); inside.pop()
+        def replay(): replays.append(1); graph()
+        for run in (f, f, f, graph): run()
+        return replay
+    monkeypatch.setattr(torch.optim.SGD, "zero_grad", zero_grad)
+    monkeypatch.setattr(training, "capture", capture)
+    monkeypatch.setattr(training, "check_device", lambda *a: None)
+    return replays
+
+def same(a, b):
+    assert a.losses == b.losses and a.accuracies == b.accuracies and a.ticket.digest == b.ticket.digest
+    for part in ("rest", "weights"): assert all(torch.equal(getattr(a.ticket, part)[n], t) for n, t in getattr(b.ticket, part).items())
+    assert all(torch.equal(a.gradient[n], g) for n, g in b.gradient.items())
+
+# ---------------------------------------------------------------- the step as a graph
+@pytest.mark.parametrize("fields", [{}, dict(augment="crop-flip"), dict(momentum=0., nesterov=False), dict(memory_format="channels_last"), dict(batch_size=50)])
+def test_a_replayed_step_is_the_eager_step(stand_in, fields):
+    data, r = images(), recipe(**fields)
+    results = []
+    for graph in (False, True):
+        model = net("resnet-20", .25)
+        results.append(train(model, data, r.model_copy(update={"graph": graph}), masks(model), save_at=(3, 5)))
+    eager, graphed = results
+    close = lambda a, b: torch.allclose(a, b, rtol=1e-4, atol=1e-6)      # the rate is float32 in a graph, and a double beside it
+    assert all(close(a, b) for a, b in zip(eager.ticket.weights.values(), graphed.ticket.weights.values()))
+    assert all(close(eager.ticket.rest[n], graphed.ticket.rest[n]) for n in eager.ticket.rest)      # running statistics: the warm-up left no trace
+    assert all(close(eager.gradient[n], graphed.gradient[n]) for n in eager.gradient)
+    assert all(close(eager.velocities[t][n], graphed.velocities[t][n]) for t in eager.velocities for n in eager.velocities[t])
+    assert torch.allclose(torch.tensor(eager.losses), torch.tensor(graphed.losses), rtol=1e-4)
+    assert len(stand_in) == 2 * (200 // r.batch_size)      # whole batches alone
+
+def test_rates_that_are_exact_give_equal_bits(stand_in):
+    data, r = images(), recipe(lr=.0625, gamma=.5, momentum=.5, weight_decay=0.)      # floats of few bits: nothing is rounded
+    results = [train(model := net(), data, r.model_copy(update={"graph": g}), masks(model)) for g in (False, True)]
+    same(*results)
+
+@pytest.mark.parametrize("method", ["RigL", "SNFS", "GraNet (s_i=0.5)"])
+def test_graphs_and_masks_that_change(stand_in, method):
+    data, r = images(), recipe(max_epochs=4, schedule="constant", milestones=())
+    found = []
+    for graph in (False, True):
+        result, work = sparse_train(net(), data, r.model_copy(update={"graph": graph}), settings(method, .2, interval=3), seed=1)
+        found.append((result, work))
+    (a, one), (b, two) = found
+    assert one.history and [e["kept"] for e in one.history] == [e["kept"] for e in two.history] and one.done == two.done == 16
+    assert a.ticket.kept == b.ticket.kept and torch.allclose(torch.tensor(a.losses), torch.tensor(b.losses), rtol=1e-3)
+    for n, m in b.ticket.masks.items(): assert (b.ticket.weights[n][m == 0] == 0).all()
+    whole = 3 * 4
+    assert len(stand_in) == (0 if method == "SNFS" else whole - sum(work.wants(t) and t % 4 != 0 for t in range(1, 17)))      # SNFS reads every gradient
+
+def test_a_gradient_from_before_is_not_left_behind(stand_in):
+    "After a replay the parameters carry the graph's gradients, whatever an eager step left there."
+    data, r = images(n=192), recipe(graph=True, max_epochs=1, schedule="constant", milestones=())
+    model, data3 = net(), images(n=192)
+    opt = optimizer(model, r)
+    stepper = Stepper(model, opt, data, r)
+    parts = torch.arange(192).split(64)
+    stepper(parts[0]); stepper(parts[1], watched=True); stepper(parts[2])
+    grads = [p.grad.clone() for p in model.parameters()]
+    model2 = net(); opt2 = optimizer(model2, recipe(max_epochs=1, schedule="constant", milestones=()))
+    plain = Stepper(model2, opt2, data3, recipe(max_epochs=1, schedule="constant", milestones=()))
+    for p in parts: plain(p)
+    assert all(torch.allclose(g, p.grad, rtol=1e-3, atol=1e-6) for g, p in zip(grads, model2.parameters()))
+
+def test_options_that_the_device_lacks():
+    data = images()
+    for fields, what in ((dict(graph=True), "graph=True"), (dict(precision="tf32"), "tf32")):
+        with pytest.raises(ValueError, match=f"{what}.*needs a CUDA device.*leave the option out"): train(net(), data, recipe(**fields))
+
+def test_until_the_start_trains_nothing():
+    model = net(); before = Ticket.of(model).digest
+    assert train(model, images(), recipe(), until=0, save_at=(0,)).saved[0].digest == before == Ticket.of(model).digest
+
+# ---------------------------------------------------------------- side by side
+@pytest.mark.parametrize("together", [1, 2, 3])
+def test_neighbours_change_nothing(together):
+    data, asked = images(), []
+    def jobs():
+        for seed in range(3):
+            asked.append(seed)
+            model = net(seed=seed)
+            yield dict(model=model, masks=masks(model, (.2, .5, 1.)[seed]), seed=seed)
+    results = train_together(jobs(), data, recipe(together=together, augment="crop-flip"))
+    for seed, result in enumerate(results):
+        model = net(seed=seed)
+        same(result, train(model, data, recipe(together=together, augment="crop-flip"), masks(model, (.2, .5, 1.)[seed]), seed=seed))
+    assert asked == [0, 1, 2]
+
+def test_one_that_ends_early_leaves_the_others_alone():
+    data, r = images(), recipe(together=2, lr=.05, schedule="constant", milestones=())
+    wild = net(); wild.get_parameter(next(n for n, _ in wild.named_parameters())).data.fill_(1e30)
+    bad, good = train_together([dict(model=wild), dict(model=net())], data, r)
+    assert bad.diverged == 1 and bad.ticket is None
+    same(good, train(net(), data, r))
+
+# ---------------------------------------------------------------- precision and compilation
+def test_bf16_is_near_and_keeps_float32_weights():
+    data = images()
+    plain, half = (train(m := net(), data, recipe(precision=p), masks(m)) for p in ("float32", "bf16"))
+    assert all(w.dtype == torch.float32 for w in half.ticket.weights.values()) and plain.losses != half.losses
+    assert torch.allclose(torch.tensor(plain.losses), torch.tensor(half.losses), rtol=.05)
+    for n, m in half.ticket.masks.items(): assert (half.ticket.weights[n][m == 0] == 0).all()
+
+def test_compiled_steps_are_near(monkeypatch):
+    calls, real = [], torch.compile
+    monkeypatch.setattr(torch, "compile", lambda model, **k: calls.append(k) or real(model, backend="aot_eager", **k))      # the compiler's own speed is not tried here
+    data = images()
+    plain, fast = (train(m := net(), data, recipe(compile=c), masks(m)) for c in (False, True))
+    assert calls == [dict(dynamic=False)] and torch.allclose(torch.tensor(plain.losses), torch.tensor(fast.losses), rtol=1e-4)
+
+def test_switches_are_put_back(monkeypatch):
+    "What `numerics` sets on a GPU is as it was afterwards; the switches exist on every build of torch."
+    monkeypatch.setattr(training, "check_device", lambda *a: None)
+    conv, products = torch.backends.cudnn.conv, torch.backends.cuda.matmul
+    before = conv.fp32_precision, products.fp32_precision
+    for precision, want in (("float32", "ieee"), ("tf32", "tf32"), ("bf16", "ieee")):
+        with pytest.raises(ZeroDivisionError):
+            with numerics(Recipe(precision=precision), "cuda"):
+                assert (conv.fp32_precision, products.fp32_precision) == (want, want)
+                1 / 0
+        assert (conv.fp32_precision, products.fp32_precision) == before
+
+def test_options_are_part_of_the_identity():
+    from lth_companion.trials import changed_fields
+    assert changed_fields(Recipe(graph=True, precision="bf16", together=8)) == {"graph": True, "precision": "bf16", "together": 8} and changed_fields(Recipe()) == {}
+    with pytest.raises(ValueError): Recipe(precision="fp8")
+    with pytest.raises(ValueError): Recipe(together=0)
+
+# ---------------------------------------------------------------- on a GPU
+@pytest.mark.gpu
+@pytest.mark.parametrize("name, width", [("lenet-300-100", 1.), ("conv-2", 1.), ("resnet-20", 1.)])
+@pytest.mark.parametrize("options", [{}, dict(graph=True)], ids=["eager", "graph"])
+def test_cpu_and_gpu_agree_over_fifty_steps(name, width, options):
+    "Float32, the same trial: losses after 25 and 50 steps within 1e-3 relative (ResNet-20, whose BatchNorm amplifies rounding: 2e-2), masks kept."
+    r = recipe(lr=.01, max_epochs=2, batch_size=64, schedule="constant", milestones=())
+    results = []
+    for device, extra in (("cpu", {}), ("cuda", options)):
+        model = create(name, (3, 32, 32), 10, generator(0, "init"), width)
+        m = masks(model)
+        results.append(train(model.to(device), images(n=1600, device=device), r.model_copy(update=extra), {n: t.to(device) for n, t in m.items()}))
+    cpu, gpu = results
+    assert cpu.iterations == gpu.iterations == 50
+    assert torch.allclose(torch.tensor(cpu.losses), torch.tensor(gpu.losses), rtol=2e-2 if name == "resnet-20" else 1e-3)
+    for n, t in gpu.ticket.masks.items():
+        assert torch.equal(t.cpu(), cpu.ticket.masks[n]) and (gpu.ticket.weights[n][t == 0] == 0).all()
+
+@pytest.mark.gpu
+def test_graphs_side_by_side_are_the_graphs_alone():
+    data, r = images(n=640, device="cuda"), recipe(graph=True, together=4, augment="crop-flip")
+    jobs = lambda: (dict(model=net("resnet-20", .5, seed=s).cuda(), seed=s) for s in range(4))
+    for job, result in zip(jobs(), train_together(jobs(), data, r)):
+        assert torch.allclose(torch.tensor(result.losses), torch.tensor(train(data=data, recipe=r, **job).losses), rtol=1e-4)
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("fields", [dict(precision="tf32"), dict(precision="bf16", memory_format="channels_last"), dict(compile=True), dict(compile=True, graph=True, precision="bf16")], ids=str)
+def test_every_option_learns_on_a_gpu(fields):
+    data = images(n=640, device="cuda")
+    result = train(net("resnet-20", .5).cuda(), data, recipe(max_epochs=8, schedule="constant", milestones=(), **fields))
+    assert result.diverged is None and evaluate(net("resnet-20", .5).cuda(), data, "train")[0] > 2 and result.losses[0] > 0
