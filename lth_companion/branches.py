@@ -7,7 +7,7 @@ __all__ = ['P', 'BRANCHES', 'BranchTrial', 'dense', 'below', 'is_level', 'networ
            'trained', 'rewound', 'start_of', 'find_masks', 'make_ticket', 'agreement', 'Setup', 'Setting',
            'schedule_of', 'correlation_settings', 'branch_trial', 'family']
 
-# %% ../nbs/37_branches.ipynb #7d16c0b3
+# %% ../nbs/37_branches.ipynb #a3ac3eda
 import math
 from collections import OrderedDict
 from dataclasses import dataclass
@@ -21,7 +21,7 @@ from .tickets import Ticket, generator, prunable
 from .imp import admm, branch, check_rate, cut, shuffle_masks, smart_masks, spared
 from .correlation import cosine, overlap, pearson, sign_agreement
 from .models import MLP, create
-from .training import Recipe, train
+from .training import Recipe, train, train_together
 from .costs import dense_flops
 from .cohorts import train_cohort
 from .trials import Trial, active_store
@@ -88,7 +88,7 @@ def is_level(trial:BranchTrial) -> bool:
 BranchTrial.components = lambda t: dict(_VERSIONS)
 BranchTrial.group_key = lambda t: (*(getattr(t, k) for k in _SHARED), is_level(t))
 
-# %% ../nbs/37_branches.ipynb #2978907c
+# %% ../nbs/37_branches.ipynb #ddc9c491
 def network(trial:BranchTrial, purpose:str='init') -> torch.nn.Module:
     "The network of a trial, drawn from the generator of its seed and a purpose."
     return _fresh(trial, purpose).to(trial.device)
@@ -112,7 +112,7 @@ def _in_cohorts(trial): return trial.device == 'cpu' and not (trial.recipe.augme
 def fit(trial:BranchTrial, tickets:list[Ticket], begin:int=0) -> list:
     "The `Result`s of training tickets by the trial's recipe from iteration `begin` of its schedule."
     if _in_cohorts(trial): return train_cohort(tickets, _load(trial), trial.recipe, trial.seed, begin=begin)
-    results = [train(t.apply(network(trial)), _load(trial), trial.recipe, t.masks, trial.seed, begin=begin) for t in tickets]
+    results = train_together((dict(model=t.apply(network(trial)), masks=t.masks, seed=trial.seed, begin=begin) for t in tickets), _load(trial), trial.recipe)
     for result in results: result.ticket = _on_cpu(result.ticket)
     return results
 

@@ -5,14 +5,14 @@
 # %% auto #0
 __all__ = ['SPARSE_BELOW', 'live', 'coarse', 'block_units', 'padded', 'engine', 'train_cohort']
 
-# %% ../nbs/13_cohorts.ipynb #b4e20d3a
+# %% ../nbs/13_cohorts.ipynb #1d7951f3
 import math
 import numpy as np, numba
 import torch
 import torch.nn.functional as F
 from .tickets import Ticket, TicketError, prunable
 from .models import MLP
-from .training import Recipe, Result, Progress, stop_split, train
+from .training import Recipe, Replay, Result, Progress, autocast, numerics, optimizer, set_rate, stop_split, train
 
 # %% ../nbs/13_cohorts.ipynb #bb7e263c
 def _layers(ticket:Ticket):
@@ -209,7 +209,7 @@ def coarse(n:int, full:int) -> int:
     top = 16 * math.ceil(full / 16)
     return min([s for s in (32, 64, 128, *range(256, full, 128)) if s >= n] + [top])
 
-# %% ../nbs/13_cohorts.ipynb #103ecbbd
+# %% ../nbs/13_cohorts.ipynb #f1daa9da
 class _Block:
     "The block engine's state: stacked, padded live blocks of members that have one padded size."
     def __init__(self, tickets, data, recipe):
@@ -233,8 +233,8 @@ class _Block:
         self._optimizer()
 
     def _optimizer(self, old=None, keep=None):
-        r = self.recipe
-        self.opt = torch.optim.SGD([*self.w, *self.b], lr=r.lr, momentum=r.momentum, nesterov=r.nesterov, weight_decay=r.weight_decay, fused=True)
+        self.opt, self.graph = optimizer([*self.w, *self.b], self.recipe), None
+        self.losses, self.rights = (torch.zeros(len(self.members), dtype=d, device=self.device) for d in (torch.float64, torch.int64))
         if old is not None:
             for p, q in zip([*self.w, *self.b], old.param_groups[0]['params']):
                 if old.state[q].get('momentum_buffer') is not None: self.opt.state[p]['momentum_buffer'] = old.state[q]['momentum_buffer'][keep].clone()
@@ -250,25 +250,34 @@ class _Block:
     def _classes(self): return self.tickets[0].weights[self.names[-1]].shape[0]
 
     def epoch(self, members, order=None, split='train', lr=0.):
-        for group in self.opt.param_groups: group['lr'] = lr
         images, labels = getattr(self.data, f'{split}_x'), getattr(self.data, f'{split}_y')
-        k, learn = len(self.members), order is not None
-        losses, rights = torch.zeros(k, dtype=torch.float64, device=self.device), torch.zeros(k, dtype=torch.int64, device=self.device)
-        if learn: batches = torch.as_tensor(order, device=self.device).split(self.recipe.batch_size)
-        else: batches = torch.arange(len(labels), device=self.device).split(1000)
+        self.losses.zero_(); self.rights.zero_()
+        if order is None: batches = torch.arange(len(labels), device=self.device).split(1000)
+        else: batches = torch.as_tensor(order, device=self.device).split(self.recipe.batch_size); set_rate(self.opt, lr)
         for i in batches:
-            y = labels[i]
-            with torch.set_grad_enabled(learn):
-                out = self._out(images[i])
-                each = F.cross_entropy(out.reshape(-1, out.shape[-1]), y.repeat(k), reduction='none').reshape(k, -1)
-            losses += each.detach().sum(1, dtype=torch.float64); rights += (out.argmax(2) == y).sum(1)
-            if learn:
-                self.opt.zero_grad(set_to_none=True)
-                each.mean(1).sum().backward()      # members share no weight, so each gets its own gradient
-                torch._foreach_mul_([w.grad for w in self.w], self.m)
-                self.opt.step()
+            if order is None: self._count(images, labels, i)
+            elif not self.recipe.graph or len(i) < self.recipe.batch_size: self._learn(i)
+            else:
+                if self.graph is None: self.graph = Replay(self._learn, [i], self.opt, [self.losses, self.rights])
+                self.graph(i)
         n = sum(len(i) for i in batches)
-        return {m: (float(losses[j]) / n, 100 * int(rights[j]) / n) for j, m in enumerate(self.members)}
+        return {m: (loss / n, 100 * right / n) for m, loss, right in zip(self.members, self.losses.tolist(), self.rights.tolist())}
+
+    def _count(self, images, labels, i, learn=False):
+        "Each member's losses on a batch, which enter the sums."
+        y = labels[i]
+        with torch.set_grad_enabled(learn), autocast(self.recipe.precision, self.device):
+            out = self._out(images[i])
+            each = F.cross_entropy(out.reshape(-1, out.shape[-1]), y.repeat(len(self.members)), reduction='none').reshape(len(self.members), -1)
+        self.losses += each.detach().sum(1, dtype=torch.float64); self.rights += (out.argmax(2) == y).sum(1)
+        return each
+
+    def _learn(self, i):
+        "One step of all members."
+        self.opt.zero_grad(set_to_none=True)
+        self._count(self.data.train_x, self.data.train_y, i, True).mean(1).sum().backward()      # members share no weight, so each gets its own gradient
+        torch._foreach_mul_([w.grad for w in self.w], self.m)
+        self.opt.step()
 
     def leave(self, members):
         "Drop the members named from the stack."
@@ -312,7 +321,7 @@ def padded(ticket:Ticket, recipe:Recipe) -> tuple:
     full = (next(iter(ticket.weights.values())).shape[1], *(w.shape[0] for w in ticket.weights.values()))
     return tuple(coarse(len(u), f) for u, f in zip(block_units(ticket, recipe), full))
 
-# %% ../nbs/13_cohorts.ipynb #056fbedd
+# %% ../nbs/13_cohorts.ipynb #f095f58d
 SPARSE_BELOW = .2
 
 def engine(ticket:Ticket, device:str='cpu') -> str:
@@ -339,16 +348,18 @@ def train_cohort(tickets:list[Ticket], data, recipe:Recipe=Recipe(), seed:int=0,
 
     `begin`: the iteration of the schedule at which to start. A member's result depends on its ticket, `data`, `recipe`, `seed`, `level` and `begin` alone: bit-equal in float32 on one kind of CPU
     for any other members. Raises `TicketError` where a ticket is no multilayer perceptron's or does not fit the data."""
-    if recipe.augment or recipe.label_smoothing:
-        raise ValueError('A cohort neither augments its images nor smooths its labels; train with training.train, or with augment=None and label_smoothing=0.')
+    if recipe.augment or recipe.label_smoothing or recipe.compile:
+        raise ValueError('A cohort neither augments its images nor smooths its labels, and is not compiled; train with training.train, or with augment=None, label_smoothing=0 and compile=False.')
+    if recipe.precision != 'float32' and data.train_x.device.type == 'cpu': raise ValueError(f'On the CPU a cohort computes in float32; leave precision={recipe.precision!r} out, or use device="cuda".')
     groups, results = {}, {}
     for i, t in enumerate(tickets):
         _, shapes, _ = _layers(t)
         if shapes[0][1] != math.prod(data.shape): raise TicketError(f'The ticket reads {shapes[0][1]} inputs and an image has {math.prod(data.shape)}; train it on the data it was made for.')
         e = force_engine or engine(t, data.train_x.device)
         groups.setdefault((e, tuple(shapes), padded(t, recipe) if e == 'block' else None), []).append(i)
-    for (e, *_), members in groups.items():
-        for i, r in zip(members, _train_group(e, [tickets[i] for i in members], data, recipe, seed, level, begin)): results[i] = r
+    with numerics(recipe, data.train_x.device):
+        for (e, *_), members in groups.items():
+            for i, r in zip(members, _train_group(e, [tickets[i] for i in members], data, recipe, seed, level, begin)): results[i] = r
     return [results[i] for i in range(len(tickets))]
 
 def _train_group(name, tickets, data, recipe, seed, level, begin):

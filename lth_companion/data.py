@@ -505,7 +505,7 @@ def _whole(known:Facts) -> tuple[dict[str, Tensor], str]:
         return content, _write(content, known, source, path)
     except OSError: return content, content_checksum(content)   # a cache that cannot be written costs time, nothing else
 
-# %% ../nbs/10_data.ipynb #adc654e3
+# %% ../nbs/10_data.ipynb #8953b3d9
 def _size(what:str, value, total:int) -> int:
     "`value` if it can be a number of images out of `total`."
     try: size = -1 if isinstance(value, bool) else operator.index(value)
@@ -514,8 +514,9 @@ def _size(what:str, value, total:int) -> int:
     return size
 
 def load(name:str, device='cpu', train_size:int=None, validation:int=0) -> Data:
-    "The data set `name` on `device`, whole or with `train_size` training images, and `validation` images held out of the training set. Raises `DataError`."
+    "The data set `name` on `device`, whole or with `train_size` training images, and `validation` images held out of the training set. On a GPU, float32 products are IEEE's from then on (a recipe may name TF32). Raises `DataError`."
     known, device = facts(name), _device(device)
+    if device.type == 'cuda': torch.backends.cuda.matmul.fp32_precision = torch.backends.cudnn.conv.fp32_precision = 'ieee'      # torch's own default for convolutions is TF32
     content, total = _whole(known)
     n = known.counts[0]
     held = _size('validation', validation, n - 1)

@@ -7,7 +7,7 @@ __all__ = ['BEFORE', 'TABLE', 'DECIDING', 'RATES', 'SparseTrial', 'static_ticket
            'SparseSetting', 'sparse_trial', 'granet_settings', 'table_trials', 'moments', 'plasticity_trial', 'cuts',
            'plasticity_trials']
 
-# %% ../nbs/38_sparse_training.ipynb #4e54e9e0
+# %% ../nbs/38_sparse_training.ipynb #eeb26f9f
 import math
 from dataclasses import dataclass
 from functools import lru_cache
@@ -19,9 +19,9 @@ from .tickets import Ticket, generator, prunable
 from .stacking import scorer as parse
 from .pruning import prune
 from .models import create
-from .training import Recipe, evaluate, train
+from .training import Recipe, evaluate, train, train_together
 from .costs import positions, scoring_flops, sizes, training_multiple, training_flops, inference_flops
-from .dynamic import Clock, Dynamic, images_until, initial_masks, number, segments, settings, sparse_train
+from .dynamic import Clock, DropGrow, Dynamic, images_until, initial_masks, number, segments, settings
 from .plasticity import check_pruning, continue_for, dense_gradients, prune_filters, prune_once, regrown
 from .trials import Trial, active_store
 from .experiments import _load, nudged
@@ -65,9 +65,9 @@ class SparseTrial(Trial):
         "Whether the masks change during training."
         return bool(self.dynamic) and (self.dynamic.schedule != 'constant' or self.dynamic.drop != 'none')
 
-# %% ../nbs/38_sparse_training.ipynb #2713fb07
+# %% ../nbs/38_sparse_training.ipynb #c8fcf172
 SparseTrial.components = lambda t: _VERSIONS | ({} if t.changing else {'cohort': 1})
-SparseTrial.group_key = lambda t: t.hash if t.changing else tuple(getattr(t, k) for k in _SHARED)
+SparseTrial.group_key = lambda t: t.hash if t.changing and t.recipe.together == 1 else (*(getattr(t, k) for k in _SHARED), t.changing)      # what goes side by side, or in a cohort, is one group
 
 def static_ticket(trial:SparseTrial) -> Ticket:
     "The ticket of a trial whose masks do not change: dense, random at the densities of its settings, or pruned by its scorer."
@@ -94,28 +94,36 @@ def costs_of(trial:SparseTrial, history:list, first:dict, last:dict, clock:Clock
     dense = training_flops(uses, size, [(n * trial.recipe.max_epochs, size)])
     return {'training_flops': round(training_multiple(uses, size, parts) + extra / dense, 6), 'inference_flops': round(inference_flops(uses, last) / inference_flops(uses, size), 6)}
 
-# %% ../nbs/38_sparse_training.ipynb #a28599a1
+# %% ../nbs/38_sparse_training.ipynb #d6c652d8
 def _row(trial, ticket, result, first, history, seen, extra):
     final = result.ticket or ticket
     return {'accuracy': result.accuracies[-1], 'best': max(result.accuracies), 'epochs': result.epochs, 'iterations': result.iterations, 'diverged': result.diverged, 'engine': result.engine,
             'losses': [round(v, 6) for v in result.losses], 'accuracies': [round(v, 2) for v in result.accuracies], 'held_out': [round(v, 2) for v in result.stop_accuracies],
             'kept': sum(final.kept.values()), 'layers': final.kept, 'empty': final.empty, 'digest': final.digest, 'history': history, 'explored': seen, **extra}
 
-def _run_changing(trial):
-    net, store = network(trial), active_store()
-    start = initial(trial)
+def _job(trial) -> dict:
+    "What `train_together` is told of a trial whose masks change."
+    net, store, start = network(trial), active_store(), initial(trial)
     (nudged(start, trial.nudge) if trial.nudge else start).apply(net)
     checkpoint = store.root / 'checkpoints' / f'{trial.hash}.safetensors' if store and trial.cost() > 120 else None       # a run of minutes goes on after a kill
-    result, work = sparse_train(net, _load(trial), trial.recipe, trial.dynamic, trial.seed, checkpoint=checkpoint)
+    return dict(model=net, masks=initial_masks(net, trial.dynamic, trial.seed), seed=trial.seed, sparsity=DropGrow(trial.dynamic, trial.seed), checkpoint=checkpoint)
+
+def _changed_row(trial, work, result):
     result.ticket = _on_cpu(result.ticket)
     first, seen = (dict(zip(work.names, map(number, masks))) for masks in (work.start, work.seen))
     last = result.ticket.kept if result.ticket else dict(zip(first, work.history[-1]['kept'])) if work.history else first
-    row = _row(trial, start, result, first, work.history, seen, costs_of(trial, work.history, first, last, work.clock))
-    if checkpoint: checkpoint.unlink(missing_ok=True)
-    return row
+    return _row(trial, initial(trial), result, first, work.history, seen, costs_of(trial, work.history, first, last, work.clock))
+
+def _run_changing(trials):
+    jobs = []
+    results = train_together((jobs.append(job := _job(t)) or job for t in trials), _load(trials[0]), trials[0].recipe)
+    rows = [_changed_row(t, job['sparsity'], r) for t, job, r in zip(trials, jobs, results)]
+    for job in jobs:
+        if job['checkpoint']: job['checkpoint'].unlink(missing_ok=True)
+    return rows
 
 def _run_group(cls, trials):
-    if trials[0].changing: return [_run_changing(t) for t in trials]
+    if trials[0].changing: return _run_changing(trials)
     tickets = [static_ticket(t) for t in trials]
     tickets = [nudged(ticket, t.nudge) if t.nudge else ticket for t, ticket in zip(trials, tickets)]
     return [_row(t, ticket, r, ticket.kept, [], ticket.kept, costs_of(t, [], ticket.kept, ticket.kept)) for t, ticket, r in zip(trials, tickets, fit(trials[0], tickets))]

@@ -6,7 +6,7 @@
 __all__ = ['CHANGES', 'SupermaskError', 'Supermask', 'drawn', 'frozen_weights', 'first_scores', 'top_scores', 'subnetwork',
            'score_gradients', 'recycle', 'redraw', 'Search', 'later_seed', 'search']
 
-# %% ../nbs/24_supermasks.ipynb #24580013
+# %% ../nbs/24_supermasks.ipynb #7680a0d5
 import math, warnings
 from typing import Literal
 import torch
@@ -16,7 +16,7 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator, model_valida
 from .tickets import Ticket, generator, prunable
 from .selection import SelectionError, check_density, count, top_masks
 from .pruning import LayerCollapse
-from .training import Progress, Recipe, Result, evaluate, keep, order, resume, stop_split
+from .training import Progress, Recipe, Result, autocast, evaluate, keep, numerics, order, resume, stop_split
 
 # %% ../nbs/24_supermasks.ipynb #c9588bbd
 class SupermaskError(ValueError):
@@ -100,7 +100,7 @@ def redraw(weights:Tensor, fresh:Tensor, mask:Tensor, rate:float, draws:Tensor, 
     kept = mask if gain is None else mask * gain
     return torch.where(draws < rate, kept * weights + (1 - kept) * fresh, weights)
 
-# %% ../nbs/24_supermasks.ipynb #4244f4df
+# %% ../nbs/24_supermasks.ipynb #124f86c5
 class Search:
     "Frozen weights and scores at work on a model (in place). `frozen`: weights by layer to take instead of drawn ones."
     def __init__(self, model, settings:Supermask, recipe:Recipe, weight_seed:int=0, score_seed:int=0, frozen:dict[str, Tensor]=None):
@@ -130,11 +130,11 @@ class Search:
         else: torch._foreach_copy_(self.own, list(subnetwork(self.frozen, masks, self.settings.method).values()))
         return masks
 
-    def step(self, x, y, label_smoothing:float=0.) -> Tensor:
+    def step(self, x, y, label_smoothing:float=0., precision:str='float32') -> Tensor:
         "One step of the scores on a batch; the loss."
         self.put()
         for w in self.own: w.grad = None
-        loss = F.cross_entropy(self.model(x), y, label_smoothing=label_smoothing)
+        with autocast(precision, x.device): loss = F.cross_entropy(self.model(x), y, label_smoothing=label_smoothing)
         loss.backward()
         with torch.no_grad(): found = score_gradients([w.grad for w in self.own], list(self.frozen.values()), list(self.scores.values()))
         for s, g in zip(self.scores.values(), found): s.grad = g
@@ -185,20 +185,24 @@ def _restore(self, tensors, meta):
 
 Search.change, Search._recycle, Search._redraw, Search.state, Search.restore = _change, _recycle, _redraw, _state, _restore
 
-# %% ../nbs/24_supermasks.ipynb #8cfeb8d0
+# %% ../nbs/24_supermasks.ipynb #f3148964
 def search(model, data, recipe:Recipe, settings:Supermask, seed:int=0, weight_seed:int=None, score_seed:int=None, on_epoch=None, checkpoint=None, frozen=None) -> tuple[Result, Search]:
     """Search a subnetwork of `model` (in place) on `data`; the `Result` of `training.train`, whose ticket holds the effective weights, and the `Search`.
 
     `seed` orders the data; `weight_seed` and `score_seed` default to it. `on_epoch(search, result)` is called after each epoch. `checkpoint`: a file written
     after each epoch, from which the same call goes on. `frozen`: weights by layer to search among, instead of drawn ones.
     Raises `SupermaskError` where scores become NaN, naming step and layer; its `result` holds the epochs before."""
+    if recipe.graph or recipe.compile or recipe.together > 1: raise ValueError('A search selects anew in every step and runs eagerly, one at a time; leave graph, compile and together at their defaults.')
+    with numerics(recipe, data.train_y.device): return _search(model, data, recipe, settings, seed, weight_seed, score_seed, on_epoch, checkpoint, frozen)
+
+def _search(model, data, recipe, settings, seed, weight_seed, score_seed, on_epoch, checkpoint, frozen):
     if recipe.memory_format == 'channels_last': model.to(memory_format=torch.channels_last)
     learned = {n: p.requires_grad for n, p in model.named_parameters()}
     work = Search(model, settings, recipe, seed if weight_seed is None else weight_seed, seed if score_seed is None else score_seed, frozen)
     n, split, dtype = len(data.train_y), stop_split(recipe, data), next(model.parameters()).dtype
     run, records, on = Progress(recipe, math.ceil(n / recipe.batch_size)), [], True
     if checkpoint:
-        key = {'recipe': recipe.model_dump(mode='json'), 'seed': seed, 'data': [data.id, data.checksum, n], 'start': Ticket.of(model).digest, 'frozen': Ticket(work.frozen, {n: torch.ones_like(w) for n, w in work.frozen.items()}).digest, 'search': work.key}
+        key = {'recipe': recipe.model_dump(mode='json', exclude_defaults=True), 'seed': seed, 'data': [data.id, data.checksum, n], 'start': Ticket.of(model).digest, 'frozen': Ticket(work.frozen, {n: torch.ones_like(w) for n, w in work.frozen.items()}).digest, 'search': work.key}
         records = resume(checkpoint, model, work.opt, None, work, key)
         for record in records: on = run.epoch(*record)
     while on:
@@ -209,10 +213,10 @@ def search(model, data, recipe:Recipe, settings:Supermask, seed:int=0, weight_se
             for i, indices in enumerate(run.batches(seed, n).to(data.train_y.device).split(recipe.batch_size)):
                 x, y = data.batch(data.train_x, data.train_y, indices, recipe.augment, generator(seed, 'augment', 0, e * run.steps + i) if recipe.augment else None)
                 if recipe.memory_format == 'channels_last': x = x.contiguous(memory_format=torch.channels_last)
-                work.step(x.to(dtype), y, recipe.label_smoothing)
+                work.step(x.to(dtype), y, recipe.label_smoothing, recipe.precision)
             work.put()
         except SupermaskError as error: error.result = run.result; raise
-        record = (*evaluate(model, data), *(evaluate(model, data, split) if split else ()))
+        with autocast(recipe.precision, data.train_y.device): record = (*evaluate(model, data), *(evaluate(model, data, split) if split else ()))
         on = run.epoch(*record)
         if on: work.change(e + 1, recipe.max_epochs)
         if on_epoch: on_epoch(work, run.result)

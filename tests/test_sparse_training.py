@@ -81,13 +81,15 @@ def test_a_killed_sweep_goes_on(tmp_path):
 def test_a_long_trial_goes_on_from_its_checkpoint(tmp_path, monkeypatch):
     monkeypatch.setattr(SparseTrial, "cost", lambda t: 1000.)
     trial, kept = small("GraNet (s_i=0.5)"), []
-    plain = S.sparse_train
-    def dies(*a, checkpoint, **kw):
-        kept.append(checkpoint)
+    plain = S.train_together
+    def dies(jobs, *a):
         def stop(model, result):
             if result.epochs == 2 and len(kept) == 1: raise KeyboardInterrupt
-        return plain(*a, checkpoint=checkpoint, on_epoch=stop, **kw)
-    monkeypatch.setattr(S, "sparse_train", dies)
+        def watched(job):
+            kept.append(job["checkpoint"])
+            return job | {"on_epoch": stop}
+        return plain(map(watched, jobs), *a)
+    monkeypatch.setattr(S, "train_together", dies)
     with pytest.raises(KeyboardInterrupt): run([trial], Store(tmp_path / "a"), progress="silent")
     assert kept[0].exists()
     got, want = run([trial], Store(tmp_path / "a"), progress="silent"), run([trial], Store(tmp_path / "b"), progress="silent")

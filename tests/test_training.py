@@ -2,7 +2,7 @@
 so that everything around the graph (warm-up put back, rates, crops, uneven batches, watched steps, gradients) is tried here."""
 import pytest, torch
 from lth_companion import training
-from lth_companion.data import Data
+from lth_companion.data import Data, load
 from lth_companion.dynamic import DropGrow, settings, sparse_train
 from lth_companion.models import create
 from lth_companion.tickets import Ticket, generator, prunable
@@ -124,6 +124,45 @@ def test_one_that_ends_early_leaves_the_others_alone():
     bad, good = train_together([dict(model=wild), dict(model=net())], data, r)
     assert bad.diverged == 1 and bad.ticket is None
     same(good, train(net(), data, r))
+
+def test_methods_side_by_side_are_the_methods_alone(tmp_path):
+    "Trials of GraNet's kind: with `together` the changing masks of a seed are one group, and each row is what it is alone."
+    from lth_companion.sparse_training import SparseTrial, granet_settings, sparse_trial
+    from lth_companion.trials import groups, run
+    setting = next(iter(granet_settings("smoke").values()))
+    fields = dict(data="digits", train_size=300, recipe=setting.recipe.model_copy(update={"together": 2}))
+    trials = [sparse_trial(setting, m, .1, 5, fields=fields) for m in ("RigL", "GMP", "SET", "static")]
+    assert sorted(map(len, groups(trials))) == [1, 3]
+    both = run(trials, tmp_path / "together", progress=False)
+    assert both.failed.isna().all(), both.failed.tolist()
+    single = [t.model_copy(update={"recipe": t.recipe.model_copy(update={"together": 1})}) for t in trials]
+    assert len(groups(single)) == 4 and not {t.hash for t in single} & {t.hash for t in trials}
+    alone = run(single, tmp_path / "alone", progress=False)
+    for column in ("losses", "layers", "history", "digest", "training_flops"): assert both[column].tolist() == alone[column].tolist()
+
+def test_cohorts_replayed_are_cohorts(stand_in):
+    "The block engine under `graph`: a member that leaves, and an uneven last batch."
+    from lth_companion.cohorts import train_cohort
+    data, tickets = load("digits", train_size=300), []
+    for seed, density in ((0, .5), (1, .05), (2, .01)):
+        model = create("lenet-300-100", (1, 8, 8), generator=generator(seed, "init"))
+        tickets.append(Ticket.of(model, masks(model, density)))
+    r = Recipe(lr=.0625, momentum=.5, batch_size=64, max_epochs=12, patience=1)
+    eager, graphed = (train_cohort(tickets, data, r.model_copy(update={"graph": g}), force_engine="block") for g in (False, True))
+    assert len({e.stopped for e in eager}) > 1 and stand_in
+    for a, b in zip(eager, graphed):
+        assert a.stopped == b.stopped
+        same(a, b)
+
+def test_what_cannot_be_combined_is_refused():
+    from lth_companion.cohorts import train_cohort
+    from lth_companion.supermasks import Supermask, search
+    data = images((1, 28, 28))
+    ticket = Ticket.of(create("lenet-300-100"))
+    for fields, what in ((dict(compile=True), "compile=False"), (dict(precision="bf16"), "leave precision='bf16' out")):
+        with pytest.raises(ValueError, match=what): train_cohort([ticket], data, Recipe(**fields))
+    for fields in (dict(graph=True), dict(compile=True), dict(together=2)):
+        with pytest.raises(ValueError, match="runs eagerly"): search(net(), images(), recipe(**fields), Supermask(density=.5))
 
 # ---------------------------------------------------------------- precision and compilation
 def test_bf16_is_near_and_keeps_float32_weights():
