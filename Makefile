@@ -2,12 +2,13 @@
 # make test      install, check the house, test the notebooks of the library, pytest
 # make lab       install, open JupyterLab
 # make bench     install, print the benchmarks' ratios
+# make bench-gpu install, print what a GPU makes of the recipe's options
 # make clean     remove what can be made again (not runs/, not the data cache)
 SHELL := bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := figures
 .DELETE_ON_ERROR:
-.PHONY: venv figures test lab bench clean
+.PHONY: venv figures test lab bench bench-gpu clean
 
 # one thread a process: small layers are slower with two, and worker processes use the other cores
 export OMP_NUM_THREADS := 1
@@ -41,6 +42,9 @@ test: venv
 
 lab: venv
 	$(BIN)/jupyter lab nbs
+
+bench-gpu: venv
+	$(BIN)/python benchmarks/gpu.py
 
 bench: venv
 	$(BIN)/python benchmarks/run.py
