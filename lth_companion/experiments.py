@@ -6,7 +6,7 @@
 __all__ = ['BUILT_IN', 'FAITHFUL', 'CLEAN', 'Size', 'TicketTrial', 'start', 'find_masks', 'nudged', 'make_ticket',
            'train_tickets', 'level_densities', 'run_levels', 'mask_facts', 'thesis', 'thesis_size']
 
-# %% ../nbs/31_experiments.ipynb #5fd9e909
+# %% ../nbs/31_experiments.ipynb #78d241cd
 import copy, hashlib, json, math, os, warnings
 from functools import lru_cache, partial
 from pathlib import Path
@@ -14,7 +14,7 @@ from typing import ClassVar, Literal
 import numpy as np
 import torch
 from pydantic import Field, field_validator, model_validator
-from . import data as datasets
+from . import data as datasets, training
 from .tickets import Ticket, prunable, generator
 from .selection import keep_top
 from .scorers import SCORERS, grasp, lookup
@@ -27,7 +27,7 @@ from .training import Recipe
 from .cohorts import train_cohort
 from .trials import Trial, active_store, changed_fields, digest
 
-# %% ../nbs/31_experiments.ipynb #32d35546
+# %% ../nbs/31_experiments.ipynb #41569738
 _VERSIONS = dict(data=1, model=1, selection=1, training=1, cohort=1, experiment=1, saw=1)   # raised by hand when results change
 
 class TicketTrial(Trial):
@@ -73,6 +73,11 @@ class TicketTrial(Trial):
     @field_validator('weights')
     @classmethod
     def _weights(cls, text): return text if text in ('same', 'gaussian', 'shuffled') else check_init(text)
+
+    @model_validator(mode='after')
+    def _possible(self):
+        training.check_device(self.recipe, self.device)
+        return self
 
     @property
     def method(self) -> str:

@@ -7,7 +7,7 @@ __all__ = ['METHODS', 'MAIN', 'SupermaskTrial', 'weight_facts', 'packed', 'unpac
            'settings_of', 'search_recipe', 'SearchSetting', 'search_trial', 'ensemble_trial', 'trained_trial',
            'table_searches', 'recycling_settings']
 
-# %% ../nbs/39_searches.ipynb #d906cd4e
+# %% ../nbs/39_searches.ipynb #b71a0375
 import base64, math
 from dataclasses import dataclass
 from itertools import combinations
@@ -21,34 +21,27 @@ from .training import Recipe, train
 from .supermasks import Search, Supermask, SupermaskError, frozen_weights, search
 from .storage import Source, bits, possible
 from .diversity import disagreement, distances, ensemble, independent_disagreement, logits, pair, path, random_scores
-from .trials import Trial, active_store
+from .trials import active_store
 from .experiments import _load
-from .branches import Setup, _on_cpu, initial, network
+from .branches import NetworkTrial, Setup, _on_cpu, initial, network
 from .sparse_training import SparseTrial, _images, _rate
 
-# %% ../nbs/39_searches.ipynb #893db8fc
+# %% ../nbs/39_searches.ipynb #49d37167
 _VERSIONS = dict(data=1, model=1, selection=1, training=1, supermask=1, storage=1)      # raised by hand when results change
 
-class SupermaskTrial(Trial):
+class SupermaskTrial(NetworkTrial):
     "One search of a subnetwork among frozen weights (Iterative Weight Recycling; facts 5.1 to 5.3)."
     kind: ClassVar[str] = 'supermask'
-    data: str = 'mnist'
-    train_size: int | None = None
-    validation: int = 0
-    model: str = 'lenet-300-100'
-    width: float = Field(1., gt=0)
     search: Supermask
     recipe: Recipe = Recipe(lr=.1, momentum=.9, weight_decay=1e-4, batch_size=128, patience=None)
     trained: Recipe | None = None              # the recipe of a dense training whose weights are then frozen
     record: tuple[int, ...] = ()               # epochs after which the masks are noted (small networks)
-    seed: int = 0
     weight_seed: int | None = None             # by default the seed
     score_seed: int | None = None
-    device: Literal['cpu', 'cuda'] = 'cpu'
 
     @model_validator(mode='after')
     def _consistent(self):
-        if self.recipe.patience is not None or (self.trained and self.trained.patience is not None): raise ValueError('searches are compared at equal budgets; give the recipe patience=None')
+        if self.trained and self.trained.patience is not None: raise ValueError('networks whose weights are frozen are trained for equal budgets; give trained patience=None')
         if any(not 1 <= e <= self.recipe.max_epochs for e in self.record): raise ValueError(f'record={self.record} names an epoch outside 1 to {self.recipe.max_epochs}')
         return self
 
@@ -119,15 +112,10 @@ SupermaskTrial.run_group = classmethod(lambda cls, trials: [_run_one(t) for t in
 SupermaskTrial.group_key = lambda t: t.hash
 SupermaskTrial.cost = lambda t: _images(t) * (t.recipe.max_epochs + (t.trained.max_epochs if t.trained else 0)) / _rate(t) + .3
 
-# %% ../nbs/39_searches.ipynb #15ffa101
-class EnsembleTrial(Trial):
+# %% ../nbs/39_searches.ipynb #9ff3bd9f
+class EnsembleTrial(NetworkTrial):
     "Several searches, compared as masks and as functions, and along the paths between them (facts 5.8)."
     kind: ClassVar[str] = 'ensemble'
-    data: str = 'mnist'
-    train_size: int | None = None
-    validation: int = 0
-    model: str = 'lenet-300-100'
-    width: float = Field(1., gt=0)
     search: Supermask
     recipe: Recipe = Recipe(lr=.1, momentum=.9, weight_decay=1e-4, batch_size=128, patience=None)
     vary: Literal['scores', 'weights', 'order'] = 'scores'
@@ -135,12 +123,9 @@ class EnsembleTrial(Trial):
     snapshots: tuple[int, ...] = ()            # epochs after which masks are compared too; 0 is before the first step
     paths: int = Field(0, ge=0)                # pairs of members between which the accuracy is measured
     points: int = Field(11, ge=3)
-    seed: int = 0
-    device: Literal['cpu', 'cuda'] = 'cpu'
 
     @model_validator(mode='after')
     def _consistent(self):
-        if self.recipe.patience is not None: raise ValueError('searches are compared at equal budgets; give the recipe patience=None')
         if self.paths and (self.vary == 'weights' or self.search.change != 'none'): raise ValueError('a path between two masks needs frozen weights in common; measure paths with change="none" and vary="scores" or "order"')
         if self.paths > math.comb(self.members, 2): raise ValueError(f'{self.members} members have {math.comb(self.members, 2)} pairs, fewer than paths={self.paths}')
         if any(not 0 <= e <= self.recipe.max_epochs for e in self.snapshots): raise ValueError(f'snapshots={self.snapshots} names an epoch outside 0 to {self.recipe.max_epochs}')

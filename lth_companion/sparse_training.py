@@ -7,7 +7,7 @@ __all__ = ['BEFORE', 'TABLE', 'DECIDING', 'RATES', 'SparseTrial', 'static_ticket
            'SparseSetting', 'sparse_trial', 'granet_settings', 'table_trials', 'moments', 'plasticity_trial', 'cuts',
            'plasticity_trials']
 
-# %% ../nbs/38_sparse_training.ipynb #eeb26f9f
+# %% ../nbs/38_sparse_training.ipynb #91295087
 import math
 from dataclasses import dataclass
 from functools import lru_cache
@@ -23,22 +23,17 @@ from .training import Recipe, evaluate, train, train_together
 from .costs import positions, scoring_flops, sizes, training_multiple, training_flops, inference_flops
 from .dynamic import Clock, DropGrow, Dynamic, images_until, initial_masks, number, segments, settings
 from .plasticity import check_pruning, continue_for, dense_gradients, prune_filters, prune_once, regrown
-from .trials import Trial, active_store
+from .trials import active_store
 from .experiments import _load, nudged
-from .branches import _SHARED, Setup, _macs, _on_cpu, _stepped, fit, initial, network, steps
+from .branches import _SHARED, NetworkTrial, Setup, _macs, _on_cpu, _stepped, fit, initial, network, steps
 
-# %% ../nbs/38_sparse_training.ipynb #a716accc
+# %% ../nbs/38_sparse_training.ipynb #05a5666f
 _VERSIONS = dict(data=1, model=1, selection=1, training=1, dynamic=1, sparse=1)      # raised by hand when results change
 
-class SparseTrial(Trial):
+class SparseTrial(NetworkTrial):
     "One training with masks found before it or changed during it (GraNet; facts 2.2 to 2.4)."
     kind: ClassVar[str] = 'sparse'
     group_size: ClassVar[int] = 16
-    data: str = 'mnist'
-    train_size: int | None = None
-    validation: int = 0
-    model: str = 'lenet-300-100'
-    width: float = Field(1., gt=0)
     dynamic: Dynamic | None = None
     scorer: str | None = None                  # pruned before training
     density: float | None = Field(None, gt=0, le=1)   # of the scorer's masks
@@ -46,8 +41,6 @@ class SparseTrial(Trial):
     score_images: int = Field(128, ge=1)
     nudge: int = Field(0, ge=0)                # which kept weight (by rank of magnitude, 1 first) moves by one unit in the last place
     recipe: Recipe = Recipe(lr=.1, momentum=.9, nesterov=True, weight_decay=5e-4, batch_size=128, patience=None)
-    seed: int = 0
-    device: Literal['cpu', 'cuda'] = 'cpu'
 
     @field_validator('scorer')
     @classmethod
@@ -57,7 +50,6 @@ class SparseTrial(Trial):
     def _consistent(self):
         if self.dynamic and self.scorer: raise ValueError('masks come from dynamic settings or from a scorer, not from both; leave one out')
         if bool(self.scorer) != (self.density is not None): raise ValueError('a scorer and a density go together, such as scorer="snip", density=0.02; dynamic settings carry their own density')
-        if self.recipe.patience is not None: raise ValueError('methods are compared at equal budgets; give the recipe patience=None')
         return self
 
     @property
@@ -146,16 +138,11 @@ def _cost(trial) -> float:
 
 SparseTrial.cost = _cost
 
-# %% ../nbs/38_sparse_training.ipynb #dc2468e5
-class PlasticityTrial(Trial):
+# %% ../nbs/38_sparse_training.ipynb #697f7855
+class PlasticityTrial(NetworkTrial):
     "Prune a dense network after `epoch` epochs and train it for `after` more at the present rate (facts 2.1)."
     kind: ClassVar[str] = 'plasticity'
     group_size: ClassVar[int] = 400
-    data: str = 'mnist'
-    train_size: int | None = None
-    validation: int = 0
-    model: str = 'lenet-300-100'
-    width: float = Field(1., gt=0)
     epoch: int = Field(ge=1)
     after: int = Field(3, ge=1)
     rate: float = 0.                           # fraction of the weights removed
@@ -164,8 +151,6 @@ class PlasticityTrial(Trial):
     regenerate: Literal['none', 'equal', 'authors'] = 'none'
     share: float = Field(.5, gt=0, lt=1)
     recipe: Recipe = Recipe(lr=.1, momentum=.9, nesterov=True, weight_decay=5e-4, batch_size=128, patience=None)
-    seed: int = 0
-    device: Literal['cpu', 'cuda'] = 'cpu'
 
     @model_validator(mode='after')
     def _consistent(self):
@@ -173,7 +158,6 @@ class PlasticityTrial(Trial):
         if self.epoch > self.recipe.max_epochs: raise ValueError(f'epoch={self.epoch} is after the end of a training of {self.recipe.max_epochs} epochs; choose an earlier one')
         if self.rate == 0 and (self.regenerate != 'none' or self.scope != 'global' or self.unit != 'weight'): raise ValueError('at rate 0 nothing is pruned, so scope, unit and regenerate keep their defaults')
         if self.unit == 'filter' and self.regenerate == 'authors': raise ValueError('the authors\' regeneration is of weights; use regenerate="equal" for filters')
-        if self.recipe.patience is not None: raise ValueError('plasticity is measured at fixed moments; give the recipe patience=None')
         return self
 
 PlasticityTrial.components = lambda t: dict(data=1, model=1, selection=1, training=1, plasticity=1)
