@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['P', 'BRANCHES', 'NetworkTrial', 'BranchTrial', 'dense', 'below', 'is_level', 'network', 'initial', 'steps', 'fit',
-           'Diverged', 'trained', 'rewound', 'start_of', 'find_masks', 'make_ticket', 'agreement', 'Setup', 'Setting',
-           'schedule_of', 'correlation_settings', 'branch_trial', 'family']
+           'Diverged', 'trained', 'rewound', 'start_of', 'find_masks', 'make_ticket', 'agreement', 'Setup', 'leave_out',
+           'Setting', 'schedule_of', 'correlation_settings', 'branch_trial', 'family']
 
 # %% ../nbs/37_branches.ipynb #cbf05d37
 import math
@@ -290,7 +290,7 @@ def _cost(trial) -> float:
 
 BranchTrial.cost = _cost
 
-# %% ../nbs/37_branches.ipynb #077d50b6
+# %% ../nbs/37_branches.ipynb #b42cc8d8
 @dataclass(frozen=True)
 class Setup:
     "A network on a data set by name: the `fields` that all its trials share, and its recipe."
@@ -309,6 +309,18 @@ class Setup:
         "Whether all `trials` of the setting are in the store, or its data set is on this machine (MNIST can always be fetched)."
         if self.fields['data'] == 'mnist' or all(t in store for t in trials): return True
         return any(row['here'] for row in datasets.status() if row['name'] == self.fields['data'])
+
+    @property
+    def left_out(self) -> str:
+        "What a notebook prints of a setting that it cannot run."
+        return f"left out: {self.name} ({self.fields['data']} is not on this machine: lth data fetch {self.fields['data']})"
+
+def leave_out(asked:dict, settings:dict, store):
+    "Drop from `asked` (setting -> tuples that end in a trial) and from `settings`, with a printed line, what is not `available`; never the first, which decides the claims."
+    for name in list(asked)[1:]:
+        if settings[name].available(store, [t for *_, t in asked[name]]): continue
+        print(settings[name].left_out)
+        del asked[name], settings[name]
 
 @dataclass(frozen=True)
 class Setting(Setup):

@@ -7,7 +7,7 @@ __all__ = ['METHODS', 'MAIN', 'SupermaskTrial', 'weight_facts', 'packed', 'unpac
            'settings_of', 'search_recipe', 'SearchSetting', 'search_trial', 'ensemble_trial', 'trained_trial',
            'table_searches', 'recycling_settings']
 
-# %% ../nbs/39_searches.ipynb #b71a0375
+# %% ../nbs/39_searches.ipynb #b72da21b
 import base64, math
 from dataclasses import dataclass
 from itertools import combinations
@@ -19,7 +19,7 @@ from . import data as datasets
 from .tickets import generator
 from .training import Recipe, train
 from .supermasks import Search, Supermask, SupermaskError, frozen_weights, search
-from .storage import Source, bits, possible
+from .storage import Source, bits_by_form
 from .diversity import disagreement, distances, ensemble, independent_disagreement, logits, pair, path, random_scores
 from .trials import active_store
 from .experiments import _load
@@ -68,7 +68,7 @@ def unpacked(rows:dict[str, str], shapes:dict[str, tuple]) -> dict[str, torch.Te
     "Boolean masks of the given shapes from what `packed` wrote."
     return {n: torch.from_numpy(np.unpackbits(np.frombuffer(base64.b64decode(t), np.uint8), count=math.prod(shapes[n]))).view(shapes[n]).bool() for n, t in rows.items()}
 
-# %% ../nbs/39_searches.ipynb #367fcf60
+# %% ../nbs/39_searches.ipynb #de1dbad0
 def _frozen(trial):
     "The weights of the dense training, where the trial has one."
     if not trial.trained: return None
@@ -106,7 +106,7 @@ def _ticket_facts(work, ticket, first):
     ticket = _on_cpu(ticket)
     told = work.drawn and work.settings.change != 'iterand-all'
     source = Source.of(work) if told else None
-    return {'kept': sum(ticket.kept.values()), 'layers': weight_facts(work, ticket.masks, first), 'empty': ticket.empty, 'digest': ticket.digest, 'bits': {form: bits(ticket, form, source) for form in possible(ticket, source)}}
+    return {'kept': sum(ticket.kept.values()), 'layers': weight_facts(work, ticket.masks, first), 'empty': ticket.empty, 'digest': ticket.digest, 'bits': bits_by_form(ticket, source)}
 
 SupermaskTrial.run_group = classmethod(lambda cls, trials: [_run_one(t) for t in trials])
 SupermaskTrial.group_key = lambda t: t.hash

@@ -4,10 +4,10 @@
 
 # %% auto #0
 __all__ = ['FORMS', 'PARTS', 'StorageError', 'width', 'pack_bits', 'unpack_bits', 'Source', 'pack', 'tensor_bits', 'bits',
-           'possible', 'mask_bound', 'unpack', 'payload']
+           'bits_by_form', 'possible', 'mask_bound', 'unpack', 'payload']
 
-# %% ../nbs/26_storage.ipynb #a38a7b16
-import hashlib, json, math
+# %% ../nbs/26_storage.ipynb #341eefcb
+import contextlib, hashlib, json, math
 from dataclasses import dataclass
 from typing import Annotated, Literal
 import numpy as np
@@ -202,13 +202,17 @@ def bits(ticket:Ticket, form:str, source:Source=None) -> dict[str, int]:
     each = tensor_bits(ticket, form, source)
     return {part: sum(b for n, b in each.items() if n.split('/')[0] == part) for part in PARTS} | {'total': sum(each.values())}
 
-# %% ../nbs/26_storage.ipynb #57767d4e
+# %% ../nbs/26_storage.ipynb #7fcf71a2
+def bits_by_form(ticket:Ticket, source:Source=None) -> dict[str, dict[str, int]]:
+    "`bits` of each form that can hold this ticket exactly; \"seed\" only with a `source` that tells its weights."
+    found = {}
+    for form in FORMS:
+        with contextlib.suppress(StorageError): found[form] = bits(ticket, form, source)
+    return found
+
 def possible(ticket:Ticket, source:Source=None) -> tuple[str, ...]:
-    "The forms that can hold this ticket exactly; \"seed\" only with a `source` that tells its weights."
-    def fits(form):
-        try: return bool(_encode(ticket, form, source))
-        except StorageError: return False
-    return tuple(f for f in FORMS if fits(f))
+    "The forms that can hold this ticket exactly."
+    return tuple(bits_by_form(ticket, source))
 
 def mask_bound(ticket:Ticket) -> float:
     "Bits that no code for masks of these counts can go below on average, sum of N H(k/N); stated, not written."
