@@ -628,7 +628,7 @@ class Progress:
                 self.spoke, self.told = now, done
                 print(self.text(), flush=True)
 
-# %% ../nbs/30_trials.ipynb #87863ee1
+# %% ../nbs/30_trials.ipynb #c4b60a2f
 @contextlib.contextmanager
 def announced(store: Store, label: str):
     "For as long as a sweep lasts; gives a function that takes what `Progress.record` gives. A store that cannot be written is no reason to stop."
@@ -657,11 +657,10 @@ def sweeps(store: Store) -> list[dict]:
     The file of one whose process is gone is removed. (Where there are no locks, one that was silent for a minute counts as gone.)"""
     found = []
     for path in sorted((store.root / "sweeps").glob("*.json")):
-        try: record = json.loads(path.read_bytes())
-        except (OSError, ValueError): continue
-        if (record["pid"], record["host"]) == (os.getpid(), platform.node()) or _held(store, path): found.append(record)
-        else:
-            with contextlib.suppress(OSError): path.unlink()
+        with contextlib.suppress(OSError, ValueError, TypeError, KeyError):  # it ends this moment, or is none of ours
+            record = json.loads(path.read_bytes())
+            if (record["pid"], record["host"]) == (os.getpid(), platform.node()) or _held(store, path): found.append(record)
+            else: path.unlink()
     return sorted(found, key=lambda r: r["since"])
 
 def _held(store, path):
@@ -670,7 +669,7 @@ def _held(store, path):
     store.claim(path.stem, on=False)
     return False
 
-# %% ../nbs/30_trials.ipynb #faa2454b
+# %% ../nbs/30_trials.ipynb #bb5a66f4
 def failed_note(store: Store, hash: str) -> pathlib.Path: return store.root / "failed" / f"{hash}.txt"
 
 def failures(store: Store, newest: int | None = None) -> list[dict]:
@@ -686,9 +685,9 @@ def failures(store: Store, newest: int | None = None) -> list[dict]:
 def failure_lines(failures: dict, most: int = 10) -> list[str]:
     "A line a reason, the most frequent first, of {hash: reason}."
     alike = {}
-    for hash, why in failures.items(): alike.setdefault(re.sub(r"\d+", "0", why), []).append((hash, why))
+    for hash, why in failures.items(): alike.setdefault(re.sub(r"\d+", "0", why.rstrip(".")), []).append((hash, why.rstrip(".")))
     alike = sorted(alike.values(), key=len, reverse=True)
-    lines = [f"{len(hits)} trial{'s' * (len(hits) > 1)} failed: {hits[0][1].rstrip('.')}{' (and the like)' * (len({w for _, w in hits}) > 1)}: see lth trials show {hits[0][0][:12]}"
+    lines = [f"{len(hits)} trial{'s' * (len(hits) > 1)} failed: {hits[0][1]}{' (and the like)' * (len({w for _, w in hits}) > 1)}: see lth trials show {hits[0][0][:12]}"
              for hits in alike[:most]]
     return lines + [f"{sum(map(len, alike[most:]))} trials failed for {len(alike) - most} other reasons: see lth trials status"] * (len(alike) > most)
 
