@@ -221,7 +221,7 @@ class Claim(BaseModel):
             raise ValueError(f"{self.id} is {self.source}, so it must not state a reported number")
         return self
 
-# %% ../nbs/33_claims.ipynb #8a9fa370
+# %% ../nbs/33_claims.ipynb #9d14f0fd
 def _sentence(error):
     "The first complaint of a pydantic error, in one sentence."
     first = error.errors()[0]
@@ -238,10 +238,13 @@ def ledger(paper, path=None):
     except FileNotFoundError:
         known = sorted(f.name.removesuffix(".toml") for f in folder.iterdir() if f.name.endswith(".toml"))
         raise ClaimError(f"No ledger of claims for {paper!r}; there is one for {', '.join(known)}.") from None
+    except (OSError, UnicodeDecodeError) as error: raise ClaimError(f"{file} cannot be read as text ({type(error).__name__}); name a ledger in TOML.") from None
     try: entries = tomllib.loads(text)
-    except tomllib.TOMLDecodeError as error: raise ClaimError(f"{file} is not valid TOML: {error}.") from None
+    except (ValueError, RecursionError) as error: raise ClaimError(f"{file} is not valid TOML: {str(error)[:200]}.") from None
+    if not (isinstance(listed := entries.get("claim", []), list) and all(isinstance(entry, dict) for entry in listed)):
+        raise ClaimError(f"{file} lists no claims; write each under [[claim]].")
     claims = []
-    for entry in entries.get("claim", []):
+    for entry in listed:
         try: claims.append(Claim(**entry))
         except ValidationError as error: raise ClaimError(f"Claim {entry.get('id', len(claims))!r} of {paper}: {_sentence(error)}.") from None
     ids = [claim.id for claim in claims]
@@ -250,12 +253,12 @@ def ledger(paper, path=None):
         if claim.same_contrast and claim.same_contrast not in ids: raise ClaimError(f"Claim {claim.id!r} refers to {claim.same_contrast!r}, which {paper} does not list.")
     return claims
 
-# %% ../nbs/33_claims.ipynb #806eb3bb
+# %% ../nbs/33_claims.ipynb #e83ab56f
 class Measurement(BaseModel):
     "What a notebook measured for one claim: paired differences by seed, the noise floor, and on what data."
     model_config = ConfigDict(frozen=True, extra="ignore")
     claim: str
-    differences: tuple[FiniteFloat, ...] = ()
+    differences: tuple[Annotated[float, Field(ge=-1e100, le=1e100)], ...] = ()      # their squares are finite
     seeds: tuple[int, ...] = ()
     noise: FiniteFloat | None = None
     unit: str = "points"
@@ -356,7 +359,7 @@ def _needed(claim, measurement, found, m):
     tested = _tested(claim, measurement) or list(measurement.differences)
     return n_to_decide(float(np.mean(tested)), found.sd, None if claim.direction == ">=" else m)
 
-# %% ../nbs/33_claims.ipynb #e9be0a18
+# %% ../nbs/33_claims.ipynb #f9853bcd
 def judge_all(claims, measurements):
     """The `Verdict` on every claim, in order, Holm-corrected within families. `measurements`: list of `Measurement` (or of dicts).
 
@@ -364,10 +367,10 @@ def judge_all(claims, measurements):
     """
     claims = list(claims); ids = [claim.id for claim in claims]; found = {}
     for entry in measurements:
-        try: entry = entry if isinstance(entry, Measurement) else Measurement(**entry)
+        try: entry = entry if isinstance(entry, Measurement) else Measurement.model_validate(entry)
         except ValidationError as error: raise ClaimError(f"A measurement does not hold together: {_sentence(error)}.") from None
-        if entry.claim not in ids: raise ClaimError(f"Measured claim {entry.claim!r} is not in the ledger; did you mean {_nearest(entry.claim, ids)!r}?")
-        if entry.claim in found: raise ClaimError(f"Claim {entry.claim!r} was measured twice; a claim has one measurement a tier.")
+        if entry.claim not in ids: raise ClaimError(f"Measured claim {entry.claim!r:.80} is not in the ledger; did you mean {_nearest(entry.claim, ids)!r}?")
+        if entry.claim in found: raise ClaimError(f"Claim {entry.claim!r:.80} was measured twice; a claim has one measurement a tier.")
         found[entry.claim] = entry
     corrected = {}
     for family in dict.fromkeys(claim.family for claim in claims):

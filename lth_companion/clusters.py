@@ -310,7 +310,7 @@ class Slurm(Section):
     port: int = 0
     logs: str | None = None
 
-# %% ../nbs/29_clusters.ipynb #d91c59cb
+# %% ../nbs/29_clusters.ipynb #a0a17245
 class Configuration(Section):
     "The YAML file."
     wait: float = 600
@@ -325,11 +325,17 @@ def read_config(path=None) -> Configuration:
     if not path: return Configuration()
     dask_distributed() # brings yaml
     import yaml
-    try: found = yaml.safe_load(Path(path).expanduser().read_text()) or {}
+    class Loader(yaml.SafeLoader):
+        def flatten_mapping(self, node): pass # no merge keys (<<): nested, they grow without bound
+    try:
+        with Path(path).expanduser().open() as file: text = file.read(2**16)
+        if len(text) == 2**16: raise ValueError("it is too long")
+        found = yaml.load(text, Loader) or {}
     except OSError as e: raise ClusterError(f"{path} cannot be read ({e.strerror}): name another file with --cluster-config") from None
-    except (yaml.YAMLError, UnicodeDecodeError) as e: raise ClusterError(f"{path} is no YAML file ({' '.join(str(e).split())[:120]}): start from {EXAMPLE}") from None
+    except Exception as e: raise ClusterError( # yaml's constructors raise many kinds
+            f"{path} is no YAML file ({' '.join(str(e).split())[:120]}): start from {EXAMPLE}") from None
     if not isinstance(found, dict): raise ClusterError(f"{path} holds no sections: start from {EXAMPLE}")
-    try: return Configuration.model_validate({k: v for k, v in found.items() if v is not None})
+    try: return Configuration.model_validate({str(k): v for k, v in found.items() if v is not None})
     except ValidationError as e:
         first = e.errors()[0]
         raise ClusterError(f"{path}: {'.'.join(map(str, first['loc']))}: {first['msg']}; {EXAMPLE} shows every line") from None

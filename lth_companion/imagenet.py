@@ -111,7 +111,7 @@ def join(device:torch.device=torch.device('cpu')):
     yield World(rank, size, device)
     if size > 1: dist.destroy_process_group()      # after an error the process ends at once: nccl would wait for the others
 
-# %% ../nbs/25_imagenet.ipynb #68a1309b
+# %% ../nbs/25_imagenet.ipynb #8472dfde
 MEAN, STD = (.485, .456, .406), (.229, .224, .225)      # of ImageNet's training images, where white is 1
 
 def transforms(image_size:int=224):
@@ -130,7 +130,7 @@ class Images(Dataset):
     def __getitem__(self, i:int):
         path, y = self.folder.samples[i]
         try: image = self.folder.loader(path)
-        except (OSError, SyntaxError) as e: raise ImagenetError(f'{path} is no readable image ({type(e).__name__}); restore it or remove it.') from None
+        except Exception as e: raise ImagenetError(f'{path} is no readable image ({type(e).__name__}); restore it or remove it.') from None
         before = torch.get_rng_state()
         torch.set_rng_state(generator(self.seed, 'augment', self.epoch, i).get_state())
         try: return self.transform(image), y

@@ -94,10 +94,10 @@ def check_writable(folder, mend: str) -> Path:
         raise ReproduceError(f"cannot write in {folder} ({e.strerror or e}): {mend}") from None
     return folder
 
-# %% ../nbs/35_reproduce.ipynb #8aaecc74
+# %% ../nbs/35_reproduce.ipynb #f3b0d190
 def _line(text, name):
-    found = re.search(rf"^\W*{name}\W*:\W*(.+?)\s*$", text, re.MULTILINE | re.IGNORECASE)
-    return found.group(1) if found else ""
+    found = re.search(rf"^[^\w\n]*{name}[^\w\n]*:[^\w\n]*(.+)$", text, re.MULTILINE | re.IGNORECASE) # within a line: linear in any text
+    return found.group(1).strip() if found else ""
 
 @dataclass(frozen=True)
 class Entry:
@@ -114,22 +114,22 @@ class Entry:
     @property
     def tiers(self): return tuple(t for t in TIERS if t in self.minutes) or TIERS
 
-# %% ../nbs/35_reproduce.ipynb #76d97baf
+# %% ../nbs/35_reproduce.ipynb #c8372b58
 def _cells(path):
     try:
         cells = json.loads(Path(path).read_text(encoding="utf-8"))["cells"]
         return [(c["cell_type"], "".join(c["source"]), tuple(c.get("metadata", {}).get("tags") or ())) for c in cells]
-    except (OSError, ValueError, KeyError, TypeError) as e:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as e:
         raise ReproduceError(f"{path} is no readable notebook ({type(e).__name__}): restore it with git checkout, or mend its JSON") from None
 
 def read_entry(path) -> Entry:
     "The `Entry` of the notebook at `path` = `.../<paper>/<name>.ipynb`."
     path = Path(path)
     text = next((source for kind, source, _ in _cells(path) if kind == "markdown"), "")
-    title = re.search(r"^#\s+(.+?)\s*$", text, re.MULTILINE)
-    minutes = {t: float(n) for t, n in re.findall(r"(\w+)\s+(\d+(?:\.\d+)?)", _line(text, "minutes")) if t in TIERS}
+    title = re.search(r"^#[ \t]+(\S.*)$", text, re.MULTILINE)
+    minutes = {t: float(n) for t, n in re.findall(r"\b(\w+)\s+(\d{1,9}(?:\.\d{1,9})?)", _line(text, "minutes")) if t in TIERS}
     parts = tuple(p.strip() for p in _line(text, "regenerates").split(";") if p.strip())
-    return Entry(path.parent.name, path.stem, path, title.group(1) if title else path.stem, parts, minutes)
+    return Entry(path.parent.name, path.stem, path, title.group(1).strip() if title else path.stem, parts, minutes)
 
 # %% ../nbs/35_reproduce.ipynb #618e4372
 def catalogue(root) -> list: # of Entry, sorted by paper and name
@@ -170,11 +170,18 @@ class Parameter:
     type: object = field(compare=False)
     default: object = field(compare=False)
 
-# %% ../nbs/35_reproduce.ipynb #7c5cb83e
+# %% ../nbs/35_reproduce.ipynb #aea3feb3
+def _kind(node):
+    "The type that an annotation spells with `_NAMES`; nothing is evaluated."
+    if isinstance(node, ast.Name): return _NAMES[node.id]
+    if isinstance(node, ast.BinOp) and isinstance(node.op, ast.BitOr): return _kind(node.left) | _kind(node.right)
+    if not isinstance(node, ast.Subscript): return ast.literal_eval(node) # None, or a value of a Literal
+    return _kind(node.value)[tuple(map(_kind, node.slice.elts)) if isinstance(node.slice, ast.Tuple) else _kind(node.slice)]
+
 def _type(name, written, where):
     if name in STANDARD: return STANDARD[name]
-    try: return eval(written, {"__builtins__": {}}, _NAMES) # a notebook of this clone: code that is about to be run
-    except Exception: raise ReproduceError(f"{where}: the parameter {name!r} has the type {written!r}, which is none of {', '.join(_NAMES)}") from None
+    try: return _kind(ast.parse(written, mode="eval").body)
+    except Exception: raise ReproduceError(f"{where}: the parameter {name!r:.80} has the type {written!r:.80}, which is none of {', '.join(_NAMES)}") from None
 
 def inspect(
     notebook, # a path, or an Entry
@@ -184,15 +191,24 @@ def inspect(
     cell = next((source for kind, source, tags in _cells(path) if kind == "code" and "parameters" in tags), None)
     if cell is None: raise ReproduceError(f"{path.name} has no cell with the tag 'parameters': add one (papermill needs it)")
     found = {}
-    for node in ast.parse(cell).body:
+    for node in _body(cell, path.name):
         if not isinstance(node, ast.AnnAssign) or not isinstance(node.target, ast.Name):
-            if isinstance(node, ast.Assign): raise ReproduceError(f"{path.name}: the parameter {ast.unparse(node)!r} lacks its type: write name: type = value")
+            if isinstance(node, ast.Assign): raise ReproduceError(f"{path.name}: the parameter {ast.unparse(node)!r:.80} lacks its type: write name: type = value")
             continue
         name, written = node.target.id, ast.unparse(node.annotation).strip("'\"")
-        found[name] = Parameter(name, written, _type(name, written, path.name), ast.literal_eval(node.value))
+        try: default = ast.literal_eval(node.value)
+        except Exception: raise ReproduceError(f"{path.name}: the parameter {name!r:.80} has no plain value: write a number, a text, or a list of them") from None
+        found[name] = Parameter(name, written, _type(name, written, path.name), default)
     return found
 
-# %% ../nbs/35_reproduce.ipynb #48ac57ad
+def _body(cell, where):
+    "The statements of a cell; a cell that Python's parser would overflow on is refused."
+    try:
+        if len(cell) > 100_000: raise ValueError("too long")
+        return ast.parse(cell).body
+    except (SyntaxError, ValueError, RecursionError, MemoryError): raise ReproduceError(f"{where}: the cell with the tag 'parameters' is no Python: mend it") from None
+
+# %% ../nbs/35_reproduce.ipynb #c121405f
 def _literal(text):
     with contextlib.suppress(Exception): return json.loads(text, parse_constant=lambda c: c) # NaN and Infinity stay words
     with contextlib.suppress(Exception): return ast.literal_eval(text)
@@ -215,7 +231,7 @@ def convert(
     config = pydantic.ConfigDict(strict=True, allow_inf_nan=False, arbitrary_types_allowed=True)
     try: return pydantic.TypeAdapter(kind, config=config).validate_python(value)
     except pydantic.ValidationError:
-        raise ReproduceError(f"the parameter {parameter.name!r} wants {parameter.annotation}, not {text!r}: for example -p {parameter.name}={_spell(parameter.default)}") from None
+        raise ReproduceError(f"the parameter {parameter.name!r:.80} wants {parameter.annotation:.80}, not {text!r:.80}: for example -p {parameter.name}={_spell(parameter.default):.80}") from None
 
 def _spell(value):
     if isinstance(value, (list, tuple)): return ",".join(map(str, value)) or "0,1,2"
@@ -272,7 +288,7 @@ def file_hash(path) -> str | None:
     try: return hashlib.sha256(Path(path).read_bytes()).hexdigest()
     except (OSError, TypeError): return None
 
-# %% ../nbs/35_reproduce.ipynb #260bf811
+# %% ../nbs/35_reproduce.ipynb #ab5b2120
 def _identity(parameters):
     "The parameters that can change a number: not how many work on it or where it is written; the device counts as resolved."
     return json.loads(json.dumps({k: v for k, v in parameters.items() if k not in ("workers", "out", "device")}, sort_keys=True))
@@ -281,8 +297,9 @@ def read_provenance(folder) -> dict:
     "`provenance.json` of an output folder; empty where it is missing or damaged."
     try:
         found = json.loads((Path(folder) / "provenance.json").read_text())
-        return found if isinstance(found, dict) else {}
-    except (OSError, ValueError): return {}
+        whole = isinstance(found, dict) and all(isinstance(found.get(k, {}), dict) for k in ("parameters", "code", "outputs", "trials"))
+        return found if whole else {}
+    except (OSError, ValueError, RecursionError): return {}
 
 def unchanged(entry, parameters: dict, device: str, folder) -> bool:
     "Whether the outputs in `folder` are what this notebook would write now, and are still as it wrote them."
@@ -735,7 +752,11 @@ def _more_runs(entry, sweeps):
     "Whether later cells of a notebook call `run` too, so that a plan that stopped early is not the whole."
     return sum(bool(re.search(r"\.run\(", source)) for kind, source, _ in _cells(entry.path) if kind == "code") > len(sweeps)
 
-# %% ../nbs/35_reproduce.ipynb #81914641
+# %% ../nbs/35_reproduce.ipynb #e8581190
+def _read_claims(path):
+    try: return list(json.loads(path.read_text()).values())
+    except (OSError, ValueError, AttributeError, RecursionError): raise ReproduceError(f"{path} holds no measurements: remove it, and run its notebook again") from None
+
 def ledgers() -> list:
     "The papers that have a ledger of claims."
     return sorted(p.stem for p in (package_folder() / "tables" / "claims").glob("*.toml"))
@@ -747,7 +768,7 @@ def measurements(folder): # figures/<tier>/<paper>
         notebook = f"{path.parent.parent.name}/{path.parent.name}"
         if file_hash(path) != read_provenance(path.parent).get("outputs", {}).get("claims.json"):
             left_out.append(f"{path} is not what a finished run of its notebook wrote and is left out: run lth run {notebook} --tier {path.parent.parent.parent.name}")
-        else: found += json.loads(path.read_text()).values()
+        else: found += _read_claims(path)
     return found, left_out
 
 # %% ../nbs/35_reproduce.ipynb #ac050399

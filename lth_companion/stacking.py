@@ -79,13 +79,13 @@ class InMode:
     def __call__(self, model, batches, *, mode=None, **keywords): return call(self.scorer, model, batches, mode=self.mode, **keywords)
     def __repr__(self): return f'scorer({self.name!r})'
 
-# %% ../nbs/03_stacking.ipynb #810e320a
+# %% ../nbs/03_stacking.ipynb #6882c0cc
 _STAGE = re.compile(r'^(?:once\(\s*(?P<inner>[a-z0-9_-]+(?:@(?:train|eval))?)\s*\)|(?P<plain>[a-z0-9_-]+(?:@(?:train|eval))?))$')
 
 def _stage(text:str):
     found = _STAGE.match(text)
     if not found:
-        raise ScoreError(f'{text!r} is no stage of a scorer; write a name, name@train or once(name), joined by ">", as in "once(snip)>synflow".')
+        raise ScoreError(f'{text[:80]!r} is no stage of a scorer; write a name, name@train or once(name), joined by ">", as in "once(snip)>synflow".')
     name, _, mode = (found['inner'] or found['plain']).partition('@')
     base = lookup(name)
     if mode == 'train': base = InMode(base, 'train')
@@ -98,16 +98,16 @@ def scorer(text:str):
     parts = [_stage(p.strip()) for p in text.replace('/', '>').split('>')]
     return parts[0] if len(parts) == 1 else stack(*parts)
 
-# %% ../nbs/03_stacking.ipynb #a8e97c61
+# %% ../nbs/03_stacking.ipynb #26068477
 ROUNDS = ('U-SS', 'U-MS', 'I-SS', 'I-MS')
 
 def check_init(text:str) -> str:
     "An initialisation's notation in its canonical form; a `ScoreError` otherwise."
-    text = (text or '').strip()
+    text = str(text or '').strip()
     head, colon, rest = text.partition(':')
     if text == 'standard': return text
     if head in ('saw', 'saw*') and colon: return f'{head}:{scorer(rest).name}'
-    raise ScoreError(f'{text!r} is no initialisation; write standard, saw:SCORER or saw*:SCORER, as in "saw:snip".')
+    raise ScoreError(f'{text[:80]!r} is no initialisation; write standard, saw:SCORER or saw*:SCORER, as in "saw:snip".')
 
 @dataclass(frozen=True)
 class Method:
@@ -119,12 +119,13 @@ class Method:
     def __post_init__(self):
         object.__setattr__(self, 'init', check_init(self.init))
         object.__setattr__(self, 'scorer', scorer(self.scorer).name)
-        if self.rounds not in ROUNDS: raise ScoreError(f'{self.rounds!r} is no schedule of rounds; it is one of {", ".join(ROUNDS)}.')
+        if self.rounds not in ROUNDS: raise ScoreError(f'{self.rounds!r:.80} is no schedule of rounds; it is one of {", ".join(ROUNDS)}.')
 
     @classmethod
     def parse(cls, text:str) -> 'Method':
-        parts = re.sub(r'\s*([>/:])\s*', r'\1', str(text)).split()
-        if len(parts) != 3: raise ScoreError(f'{str(text)[:80]!r} is no method; write "init scorer rounds", as in "saw:snip magnitude>synflow U-MS".')
+        text = str(text)
+        parts = re.sub(r'\s*([>/:])\s*', r'\1', text).split() if len(text) <= 3000 else ()      # its time grows with the square of a run of blanks
+        if len(parts) != 3: raise ScoreError(f'{text[:80]!r} is no method; write "init scorer rounds", as in "saw:snip magnitude>synflow U-MS".')
         return cls(*parts)
 
     def __str__(self): return f'{self.init} {self.scorer} {self.rounds}'

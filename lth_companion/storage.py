@@ -103,8 +103,9 @@ def _checksum(tensors:dict[str, Tensor], header:_Header) -> str:
     for name, t in sorted(tensors.items()): h.update(json.dumps([name, list(t.shape), str(t.dtype)]).encode()); h.update(_bytes(t))
     return h.hexdigest()
 
-# %% ../nbs/26_storage.ipynb #41d3f673
+# %% ../nbs/26_storage.ipynb #e2818937
 _BARE = 1 << 24      # weights of a file that the header alone may stand for (64 MiB as float32)
+_DRAWN = 1 << 32     # weights that reading a file may draw, all draws together (some 40 s); a hundred of ResNet-50 are 2.6 billion
 
 def _stored(t:Tensor): return t, t.numel() * t.element_size() * 8
 def _packed(numbers, width): return pack_bits(numbers, width), len(numbers) * width
@@ -137,7 +138,7 @@ def _log(codes:Tensor, places:Tensor, n:int, draws:int) -> tuple[dict, dict]:
     if len(moved) * width(k) < k: return {'log': kind, 'moved': len(moved)}, parts | {'log/moved': _packed(moved, width(k))}
     return {'log': kind}, parts | {'log/moved': _packed(torch.zeros(k, dtype=torch.bool).index_fill(0, moved, True), 1)}
 
-# %% ../nbs/26_storage.ipynb #87449170
+# %% ../nbs/26_storage.ipynb #75ff394b
 def _codes(ticket:Ticket, source:Source, kept:dict[str, Tensor]) -> tuple[list[int], dict[str, Tensor]]:
     "The epochs of the draws that kept weights came from, and by layer the kept weights' codes."
     if source is None: raise StorageError('The form "seed" needs the search that found the ticket; pass source=Source.of(search).')
@@ -146,6 +147,7 @@ def _codes(ticket:Ticket, source:Source, kept:dict[str, Tensor]) -> tuple[list[i
     epochs = {n: o // max(ticket.weights[n].numel(), 1) for n, o in origin.items()}
     draws = torch.cat([torch.zeros(1, dtype=torch.int64), *epochs.values()]).unique()
     if len(draws) > 2**20 or draws[-1] >= 2**31: raise StorageError('The source speaks of more draws than a search makes; take Source.of(search).')
+    if len(draws) * sum(w.numel() for w in ticket.weights.values()) > _DRAWN: raise StorageError('The weights come from more draws than a reader makes; store the ticket as "distinct".')
     return draws.tolist(), {n: torch.searchsorted(draws, epochs[n]) * ticket.weights[n].numel() + o % max(ticket.weights[n].numel(), 1) for n, o in origin.items()}
 
 def _from_seed(layer, kept, places, codes, source, draws):
@@ -281,13 +283,14 @@ def _read_layer(files, layer, header, seed) -> tuple[Tensor, Tensor]:
     w[places()] = kept
     return w.view(layer.shape), (torch.ones(n, dtype=dtype) if mask is None else mask.to(dtype)).view(layer.shape)
 
-# %% ../nbs/26_storage.ipynb #ee8769bd
+# %% ../nbs/26_storage.ipynb #4431b904
 def _header(header) -> _Header:
     try: h = _Header.model_validate(header)
     except ValidationError as e:
         first = e.errors()[0]
         raise StorageError(f'its header does not fit at {".".join(map(str, first["loc"]))}') from None
     names = [layer.name for layer in h.layers] + h.rest
+    if len(h.draws) * sum(layer.size for layer in h.layers) > _DRAWN and h.form == 'seed': raise StorageError('its header asks for more draws than are made')
     if len(set(names)) < len(names) or h.draws != sorted({0, *h.draws}) or (h.form == 'seed') != (h.settings is not None): raise StorageError('its header contradicts itself')
     return h
 

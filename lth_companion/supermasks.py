@@ -142,7 +142,7 @@ class Search:
         self.step_number += 1
         return loss.detach()
 
-# %% ../nbs/24_supermasks.ipynb #fe22cd16
+# %% ../nbs/24_supermasks.ipynb #2d6d72b0
 def later_seed(seed:int, epoch:int) -> int:
     "The weight seed of the draw after that many epochs; epoch 0 is the first draw."
     return int(generator(seed, 'fresh', epoch).initial_seed()) if epoch else seed
@@ -181,6 +181,7 @@ def _restore(self, tensors, meta):
     for n in self.names:
         self.frozen[n].copy_(tensors[f'frozen/{n}']); self.origin[n].copy_(tensors[f'origin/{n}']); self.scores[n].copy_(tensors[f'scores/{n}'])
         if f'momentum/{n}' in tensors: self.opt.state[self.scores[n]]['momentum_buffer'] = torch.empty_like(self.scores[n], requires_grad=False).copy_(tensors[f'momentum/{n}'])
+    if type(meta['step']) is not int: raise ValueError('its step is no number')
     self.step_number = meta['step']
 
 Search.change, Search._recycle, Search._redraw, Search.state, Search.restore = _change, _recycle, _redraw, _state, _restore

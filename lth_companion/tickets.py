@@ -55,7 +55,7 @@ def check_masks(masks:dict[str, Tensor], model:nn.Module) -> dict[str, Tensor]:
     _check_masks(masks, {n: p.shape for n, p in prunable(model).items()})
     return masks
 
-# %% ../nbs/00_tickets.ipynb #462e2d64
+# %% ../nbs/00_tickets.ipynb #fbd0b504
 @dataclass(frozen=True)
 class Ticket:
     "Weights and masks (each name -> tensor of one shape, in canonical order), and `rest`: other parameters and buffers of the start."
@@ -64,7 +64,7 @@ class Ticket:
     rest: dict[str, Tensor] = field(default_factory=dict)
 
     def __post_init__(self):
-        if not self.weights: raise TicketError('A ticket needs at least one weight tensor; pass prunable(model).')
+        if not any(w.numel() for w in self.weights.values()): raise TicketError('A ticket needs at least one weight; pass prunable(model).')
         for part in ('weights', 'masks', 'rest'):   # detached copies: a ticket does not change under training
             object.__setattr__(self, part, {n: t.detach().clone() for n, t in getattr(self, part).items()})
         _check_masks(self.masks, {n: w.shape for n, w in self.weights.items()})
@@ -153,7 +153,12 @@ def _save(ticket:Ticket, path, form:str='plain', source=None) -> Path:
     part.write_bytes(save(tensors, meta)); part.replace(path)
     return path
 
-# %% ../nbs/00_tickets.ipynb #7a761c94
+# %% ../nbs/00_tickets.ipynb #5a924f0f
+def _names(text:str) -> list[str]:
+    names = json.loads(text)
+    if not (isinstance(names, list) and all(isinstance(n, str) for n in names) and len(set(names)) == len(names)): raise ValueError('its list of names is none, or has one twice')
+    return names
+
 def _load(cls, path) -> Ticket:
     "The ticket in the file at `path`, whichever its form; a `TicketError` in one sentence if it is missing, damaged or no ticket."
     from safetensors import safe_open, SafetensorError
@@ -165,16 +170,15 @@ def _load(cls, path) -> Ticket:
             if _COMPACT in meta: return importlib.import_module(_COMPACT).unpack({k: f.get_tensor(k) for k in f.keys()}, json.loads(meta[_COMPACT]))
             if meta.get('format') != 'lth_companion.ticket' or meta.get('version') != '1':
                 raise TicketError(f'{path} is a safetensors file but no ticket of version 1; save tickets with ticket.save(path).')
-            weights = {n: f.get_tensor(f'weights/{n}') for n in json.loads(meta['names'])}
-            rest = {n: f.get_tensor(f'rest/{n}') for n in json.loads(meta['rest'])}
+            weights, rest = ({n: f.get_tensor(f'{part}/{n}') for n in _names(meta[key])} for part, key in (('weights', 'names'), ('rest', 'rest')))
             masks = {}
             for n, w in weights.items():
                 packed = f.get_tensor(f'masks/{n}').numpy()
                 if packed.dtype != np.uint8 or packed.shape != (-(-w.numel() // 8),): raise ValueError(f'the mask of {n} has another size')
                 masks[n] = torch.from_numpy(np.unpackbits(packed, count=w.numel())).reshape(w.shape).to(w.dtype)
+        return cls(weights, masks, rest)
     except TicketError: raise
     except (SafetensorError, OSError, KeyError, TypeError, ValueError, ArithmeticError, RuntimeError) as e:      # RuntimeError: JSON nested too deeply, a dtype torch cannot count with
         raise TicketError(f'{path} is not a readable ticket ({(str(e).splitlines() or [type(e).__name__])[0][:80]}); copy it again or make it anew.') from None
-    return cls(weights, masks, rest)
 
 Ticket.save, Ticket.load = _save, classmethod(_load)

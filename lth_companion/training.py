@@ -183,7 +183,7 @@ def evaluate(model, data, split:str='test', batch_size:int=1000) -> tuple[float,
     model.train(was)
     return float(loss) / len(y), 100 * int(right) / len(y)
 
-# %% ../nbs/12_training.ipynb #b1230379
+# %% ../nbs/12_training.ipynb #213a8bae
 def velocity_of(model, opt) -> dict[str, torch.Tensor]:
     "The optimizer's momentum buffers by parameter name (copies; empty before the first step)."
     found = {n: opt.state[p].get('momentum_buffer') for n, p in model.named_parameters()}
@@ -222,16 +222,20 @@ def resume(path, model, opt, masks, sparsity, key:dict) -> list:
             meta, tensors = f.metadata() or {}, {n: f.get_tensor(n) for n in f.keys()}
         was, records, extra = (json.loads(meta[k]) for k in ('key', 'records', 'sparsity'))
         if _seal(tensors, meta) != meta.get('sha256'): raise ValueError('its content has changed')
-    except (SafetensorError, OSError, KeyError, ValueError) as e:
-        warnings.warn(f'The checkpoint {path} cannot be read ({str(e).splitlines()[0][:80]}); training starts anew.')
+    except (SafetensorError, OSError, KeyError, TypeError, ValueError, RuntimeError) as e:      # RuntimeError: JSON nested too deeply
+        warnings.warn(f'The checkpoint {path} cannot be read ({(str(e).splitlines() or [type(e).__name__])[0][:80]}); training starts anew.')
         return []
     if was != json.loads(json.dumps(key)): raise ValueError(f'{path} is the checkpoint of another training; remove it, or name another file.')
     part = lambda name: {n.removeprefix(f'{name}/'): t for n, t in tensors.items() if n.startswith(f'{name}/')}
-    model.load_state_dict(part('model'))
-    put_velocity(model, opt, part('velocity'))
-    kept = part('masks')
-    for n, m in zip(prunable(model), masks or ()): m.copy_(kept[n])
-    if sparsity: sparsity.restore(part('sparsity'), extra)
+    try:
+        if not all(len(r) in (2, 4) and all(type(v) is float for v in r) for r in records): raise ValueError('its records are none')
+        model.load_state_dict(part('model'))
+        put_velocity(model, opt, part('velocity'))
+        if masks: check_masks(kept := part('masks'), model)
+        for n, m in zip(prunable(model), masks or ()): m.copy_(kept[n])
+        if sparsity: sparsity.restore(part('sparsity'), extra)
+    except (AttributeError, LookupError, TypeError, ValueError, RuntimeError) as e:      # whole and of this training, but not as `keep` writes it; the model is half changed
+        raise ValueError(f'{path} holds no state of this training ({(str(e).splitlines() or [type(e).__name__])[0][:80]}); remove it, and training starts anew.') from None
     return records
 
 # %% ../nbs/12_training.ipynb #f5a815e1
