@@ -1,7 +1,7 @@
 # make figures   install, fetch MNIST, run the smoke tier of every paper notebook, print the report
 # make test      install, check the house, test the notebooks of the library, pytest
 # make lab       install, open JupyterLab
-# make bench     install, print the benchmarks' ratios
+# make bench     install, print the benchmarks' ratios and what worsened; adds a line to benchmarks/results/<machine>.json (about 25 minutes, on an idle machine)
 # make clean     remove what can be made again (not runs/, not the data cache)
 SHELL := bash
 .SHELLFLAGS := -euo pipefail -c
