@@ -1,9 +1,9 @@
 # make figures   install, fetch MNIST, run the smoke tier of every paper notebook, print the report
 # make test      install, check the house, test the notebooks of the library, pytest
 # make lab       install, open JupyterLab
-# make bench     install, print the benchmarks' ratios
 # make bench-gpu install, print what a GPU makes of the recipe's options
 # make fuzz      install, try 100,000 altered inputs on every reader of files from elsewhere (about 20 minutes)
+# make bench     install, print the benchmarks' ratios and what worsened; adds a line to benchmarks/results/<machine>.json (about 25 minutes, on an idle machine)
 # make clean     remove what can be made again (not runs/, not the data cache)
 SHELL := bash
 .SHELLFLAGS := -euo pipefail -c
