@@ -185,7 +185,7 @@ def choose(settings, words) -> list:
         raise ReproduceError(f"{odd} does not run at tier {settings.tier}: choose one of {', '.join(next(e for e in chosen if e.label == odd).tiers)}")
     return fitting
 
-# %% ../nbs/36_cli.ipynb #4d6d1bf2
+# %% ../nbs/36_cli.ipynb #b0440df7
 def run_all(entries, settings, given) -> bool:
     "Run notebooks one after another and say what became of each; True if all is done."
     outcomes = []
@@ -200,18 +200,20 @@ def run_all(entries, settings, given) -> bool:
             watch.end(outcome)
     failed = [o for o in outcomes if o.state == "failed"]
     if settings.dry_run and not failed: print(f"total\t{reproduce._plan_text([s for o in outcomes for s in o.plan])}") # trials that notebooks share count once
+    for outcome in outcomes:
+        for line in outcome.failures: complain(f"{outcome.entry.label}: {line}")
     for outcome in failed: complain(outcome.text)
     if failed and len(outcomes) > 1: complain(f"{len(failed)} of {len(outcomes)} notebooks failed")
     return not failed
 
-# %% ../nbs/36_cli.ipynb #7b275d66
+# %% ../nbs/36_cli.ipynb #7215a8b4
 class Watch:
     "Shows how a run of several notebooks goes."
     def __init__(self, notebooks: int): self.notebooks, self.count, self.label, self.spoke, self.bar = notebooks, 0, "", 0.0, None
     def __enter__(self):
         if on_terminal():
-            from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
-            self.bar = Progress(SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("trials"), TimeElapsedColumn(), TimeRemainingColumn(), transient=True)
+            from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+            self.bar = Progress(SpinnerColumn(), TextColumn("{task.description}"), BarColumn(20), TextColumn("{task.fields[text]}"), TimeElapsedColumn(), transient=True)
             self.bar.start()
         return self
     def __exit__(self, *error):
@@ -225,14 +227,14 @@ class Watch:
         self.count, self.label, self.spoke, self.start = self.count + 1, label, time.time(), time.time()
         if self.bar:
             for task in self.bar.task_ids: self.bar.remove_task(task)
-            self.task = self.bar.add_task(f"[{self.count}/{self.notebooks}] {label}".replace("[", r"\["), total=None)
+            self.task = self.bar.add_task(f"[{self.count}/{self.notebooks}] {label}".replace("[", r"\["), total=None, text="")
 
-    def trials(self, done, total):
-        "Called from another thread while a notebook runs."
-        if self.bar: self.bar.update(self.task, completed=done, total=total)
+    def trials(self, now):
+        "Called from another thread while a notebook runs, with how its present sweep goes."
+        if self.bar: self.bar.update(self.task, completed=now["done"], total=now["total"], text=now["text"])
         elif time.time() - self.spoke >= 30:
             self.spoke = time.time()
-            self.say(f"{self.label}\t{done}/{total} trials after {time.time() - self.start:.0f} s")
+            self.say(f"{self.label}\t{now['text']}")
 
     def end(self, outcome):
         took = f" in {outcome.seconds:.0f} s" if outcome.state in ("done", "failed") else ""
@@ -309,7 +311,7 @@ def data_fetch(
         else: print(f"{row['name']}\there\t{row['source']}\t{row['checksum']}")
     if failed: raise typer.Exit(1)
 
-# %% ../nbs/36_cli.ipynb #9e12826b
+# %% ../nbs/36_cli.ipynb #d099d8fe
 def _store(repo):
     "The store that `lth run` uses, and the clone's packs: (store, {path: hashes})."
     from lth_companion.trials import Store, read_pack
@@ -319,20 +321,35 @@ def _store(repo):
 
 @trials_app.command("status")
 def trials_status(repo: Repo = ""):
-    """How many trials are finished, failed or damaged, and where they are.
+    """Sweeps that run now; how many trials are finished, failed (and why the latest did), damaged or packed.
+
+    It may be asked from another shell at any time: it only looks.
 
     Example: lth trials status
     """
+    from lth_companion import trials
     store, packs = _store(repo)
-    folder = lambda name: len([p for p in (store.root / name).rglob("*") if p.is_file() and not p.name.startswith(".")])
+    if running := trials.sweeps(store): show_table("Running", ("sweep", "trials, rate, time left", "since", "process"), [_running(r) for r in running], kind="running")
+    folder = lambda name: sum(f.is_file() and not f.name.startswith(".") for f in trials._entries(store.root / name))
     rows = [("finished", len(store.hashes()), store.root / "results"), ("failed", folder("failed"), store.root / "failed"), ("damaged", folder("damaged"), store.root / "damaged")]
     show_table("Trials", ("state", "trials", "where"), rows + [("packed", len(lines), path) for path, lines in packs.items()])
+    if latest := trials.failures(store, 10): show_table("Failed last: lth trials show HASH", ("trial", "when", "why"), [(f["hash"][:12], _ago(f["date"]), f["failed"]) for f in latest], kind="failure")
 
-# %% ../nbs/36_cli.ipynb #d233274d
-def _find(prefixes, store, packs):
-    "Full hashes for unique beginnings of hashes, in the store or a pack (which is attached)."
+def _running(record):
+    from lth_companion.trials import progress_text
+    old = max(0, time.time() - record["date"]) # written every two seconds
+    now = record | {"left": record["left"] and max(0, record["left"] - old), "seconds": record["seconds"] + old}
+    return record["label"], progress_text(now), _ago(record["since"]), f"{record['pid']} on {record['host']}"
+
+def _ago(date):
+    from lth_companion.trials import _time
+    return f"{time.strftime('%Y-%m-%d %H:%M:%S', time.localtime(date))} ({_time(max(0, time.time() - date))} ago)"
+
+# %% ../nbs/36_cli.ipynb #55605a25
+def _find(prefixes, store, packs, others=()):
+    "Full hashes for unique beginnings of hashes, in the store or a pack (which is attached), or of `others`."
     for path in packs: store.attach(path)
-    known, found = store.hashes(), []
+    known, found = sorted({*store.hashes(), *others}), []
     for prefix in prefixes:
         fits = [h for h in known if h.startswith(prefix.lower())] if prefix else []
         if len(fits) != 1: raise ReproduceError(f"{prefix!r} begins {len(fits)} of {len(known)} hashes of trials: write {'more of it' if fits else 'a hash that provenance.json or a table names'}")
@@ -341,13 +358,16 @@ def _find(prefixes, store, packs):
 
 @trials_app.command("show")
 def trials_show(hashes: Annotated[list[str], typer.Argument(metavar="HASH ...", help="Beginnings of hashes.")], repo: Repo = ""):
-    """A trial's description, result and circumstances, as JSON.
+    """A trial's description, result and circumstances, as JSON; of a failed one why it failed, and the traceback.
 
     Example: lth trials show 3f2a91
     """
+    from lth_companion.trials import failures
     store, packs = _store(repo)
-    for hash in _find(hashes, store, packs):
+    failed = {f["hash"]: f for f in failures(store)}
+    for hash in _find(hashes, store, packs, failed):
         record = store.record(hash)
+        if record is None and hash in failed: record = failed[hash] | {"date": _ago(failed[hash]["date"]), "traceback": failed[hash]["traceback"].splitlines()}
         if record is None: raise ReproduceError(f"the result of {hash} is damaged and set aside: run its notebook again")
         print(json.dumps(reproduce.tidy(record), indent=1, sort_keys=True))
 

@@ -426,27 +426,29 @@ def _plan(self, stop):
 
 _Trials._todo, _Trials._plan = _todo, _plan
 
-# %% ../nbs/35_reproduce.ipynb #06a7a0b9
+# %% ../nbs/35_reproduce.ipynb #6fcabe63
 def _engine(self, engine, trials, force, allow_failed):
     "Run trials, telling the runner how far they are and packing them as time goes by."
     every, packed = float(os.environ.get("LTH_PACK_EVERY") or 600), time.time()
     total, done = len(_unique(trials)), 0 if force else sum(t in self.store for t in _unique(trials))
     def on_done(trial, result):
-        nonlocal done, packed
-        self.used[trial.hash], done = trial, done + 1
-        _tell(done, total)
+        nonlocal packed
+        self.used[trial.hash] = trial
         if force and os.path.dirname(self.force): _append(self.force, trial.hash)
         if time.time() - packed > every: self.pack(); packed = time.time()
-    _tell(done, total)
+    _tell({"text": f"{done}/{total} trials", "done": done, "total": total})
     if self.pool is None and done < total: self.pool = self._start(engine) # kept for the next sweep: to start one takes seconds
     workers = 1 if os.environ.get("LTH_SCHEDULER") else self.workers # a cluster knows its own number
-    try: rows = engine.run(trials, store=self.store, workers=workers, executor=self.pool, force=force, on_done=on_done, progress="silent" if os.environ.get("LTH_PROGRESS") else None)
+    try: rows = engine.run(trials, store=self.store, workers=workers, executor=self.pool, force=force, on_done=on_done, progress="silent" if os.environ.get("LTH_PROGRESS") else None,
+        label=f"{self.paper}/{self.name} ({self.tier})", on_progress=lambda now: _tell(now | {"text": engine.progress_text(now)}))
     except BaseException:
         self.close()
         raise
     finally: self.pack()
     bad, self.trained = rows.attrs["failures"], self.trained + rows.attrs["ran"]
     self.used |= {t.hash: t for t in trials if t.hash not in bad}
+    self.failed |= bad
+    _tell({"text": f"{total}/{total} trials", "done": total, "total": total, "failures": engine.failure_lines(self.failed)})
     if bad and not allow_failed:
         raise ReproduceError(f"{len(bad)} of {total} trials failed ({next(iter(bad.values())).rstrip('.')}): the others are kept, and the same command tries these again")
     return rows
@@ -464,8 +466,8 @@ def _start(self, engine):
 def _append(path, line):
     with open(path, "a") as f: f.write(line + "\n")
 
-def _tell(done, total):
-    if path := os.environ.get("LTH_PROGRESS"): _write(path, json.dumps({"done": done, "total": total}))
+def _tell(now):
+    if path := os.environ.get("LTH_PROGRESS"): _write(path, json.dumps(now))
 
 def _close(self) -> None:
     "End the workers; what they have in hand is given up."
@@ -539,7 +541,7 @@ def _display(value):
     from IPython.display import display
     display(value)
 
-# %% ../nbs/35_reproduce.ipynb #167e8bb3
+# %% ../nbs/35_reproduce.ipynb #b81e253e
 class Notebook(_Trials, _Outputs):
     "A paper notebook at work: runs trials, writes figures, tables and claims, and leaves their provenance."
     def __init__(self,
@@ -559,7 +561,7 @@ class Notebook(_Trials, _Outputs):
         self.figures = figures_folder(self.root, out)
         self.folder = self.figures / tier / paper / name
         self.dry, self.force = os.environ.get("LTH_DRY_RUN", ""), os.environ.get("LTH_FORCE", "")
-        self.used, self.outputs, self.claims, self.sweeps, self.trained = {}, set(), {}, [], 0
+        self.used, self.outputs, self.claims, self.sweeps, self.trained, self.failed = {}, set(), {}, [], 0, {}
         self.source, self.started = source_hash(self.path), time.time()
         seen = sys._getframe(1).f_globals # the notebook's own names
         self.parameters = tidy({k: seen.get(k, p.default) for k, p in inspect(self.path).items()})
@@ -600,7 +602,7 @@ def _data_used(trials):
     ids = {n: data.facts(n).id for n in names}
     return {n: {"id": i, "checksum": rows.get(i, {}).get("checksum") or None} for n, i in ids.items()}
 
-# %% ../nbs/35_reproduce.ipynb #5ee40ead
+# %% ../nbs/35_reproduce.ipynb #0d210360
 @dataclass
 class Settings:
     "What is asked of every chosen notebook."
@@ -621,6 +623,7 @@ class Outcome:
     seconds: float = 0.0
     folder: Path | None = None
     plan: list = field(default_factory=list)
+    failures: list = field(default_factory=list) # a sentence for each reason why trials failed
 
 # %% ../nbs/35_reproduce.ipynb #61266a25
 def cores() -> int:
@@ -643,7 +646,7 @@ def kernel_class(log):
                 env={"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(path), "PYDEVD_DISABLE_FILE_VALIDATION": "1"})
     return OwnKernel
 
-# %% ../nbs/35_reproduce.ipynb #53327e02
+# %% ../nbs/35_reproduce.ipynb #ab72f884
 @contextlib.contextmanager
 def _environment(**values):
     "Environment variables for as long as a kernel starts and runs; None removes one."
@@ -656,25 +659,25 @@ def _environment(**values):
 
 @contextlib.contextmanager
 def _watched(path, on_progress):
-    "Call `on_progress(done, total)` with what the notebook writes to `path`."
+    "Call `on_progress` with what the notebook writes to `path`: a dict of text, done, total and more."
     stop = threading.Event()
     def look():
         last = None
         while not stop.wait(0.3):
             with contextlib.suppress(OSError, ValueError, KeyError):
                 now = json.loads(Path(path).read_text())
-                if now != last: last = now; on_progress(now["done"], now["total"])
+                if now != last: last = now; on_progress(now)
     thread = threading.Thread(target=look, daemon=True)
     thread.start()
     try: yield
     finally: stop.set(); thread.join()
 
-# %% ../nbs/35_reproduce.ipynb #08c75e62
+# %% ../nbs/35_reproduce.ipynb #7f5ae39a
 def execute(
     entry: Entry,
     settings: Settings,
     params: dict | None = None, # checked values, as `read_params` gives them
-    on_progress=lambda done, total: None,
+    on_progress=lambda now: None, # gets what `trials.Progress.record` gives, and its `text`
     forced: str = "", # file of hashes that this command has trained already (with settings.force)
 ) -> Outcome:
     "Run one paper notebook, unless its outputs are what it would write now. A failing cell becomes an `Outcome`, not an exception."
@@ -697,7 +700,9 @@ def execute(
         log = Path(scratch) / "kernel.log"
         with _environment(**variables), _watched(variables["LTH_PROGRESS"], on_progress): error = _papermill(entry, output, given, log)
         if error and not settings.dry_run: shutil.copy(log, output.with_suffix(".log"))
-        outcome = Outcome(entry, "done", seconds=time.time() - started, folder=folder, plan=json.loads(plan.read_text()) if plan.exists() else [])
+        told = Path(variables["LTH_PROGRESS"])
+        outcome = Outcome(entry, "done", seconds=time.time() - started, folder=folder, plan=json.loads(plan.read_text()) if plan.exists() else [],
+            failures=json.loads(told.read_text()).get("failures", []) if told.exists() else [])
     if error and not (settings.dry_run and error[0] == "DryRun"):
         outcome.state, outcome.text = "failed", f"{entry.label} failed in {error[1]}" + ("" if settings.dry_run else f"; the executed notebook is {output}")
     elif settings.dry_run: outcome.state, outcome.text = "planned", _plan_text(outcome.plan) + (" (and what later cells add once these are done)" if error and _more_runs(entry, outcome.plan) else "")

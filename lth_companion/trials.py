@@ -6,9 +6,10 @@
 __all__ = ['KINDS', 'CANNOT_START', 'dumps', 'digest', 'canonical', 'changed_fields', 'defaults', 'Trial', 'encode', 'decode',
            'seal', 'opened', 'unseal', 'StoreError', 'write_file', 'read_file', 'write_pack', 'read_pack', 'Store',
            'reason', 'one_thread', 'Interrupts', 'active_store', 'run_here', 'run_there', 'InProcess', 'Workers',
-           'places', 'groups', 'Progress', 'Sweep', 'table', 'run', 'estimate', 'Idle']
+           'places', 'groups', 'progress_text', 'time_left', 'Progress', 'announced', 'sweeps', 'failed_note',
+           'failures', 'failure_lines', 'Sweep', 'table', 'run', 'estimate', 'Idle']
 
-# %% ../nbs/30_trials.ipynb #38d06369
+# %% ../nbs/30_trials.ipynb #7e9a0c64
 import contextlib, contextvars, functools, gzip, hashlib, heapq, importlib.metadata, importlib.util, json, lzma, math
 import multiprocessing, os, pathlib, platform, re, signal, sys, threading, time, traceback, types, uuid, warnings, zlib
 from collections import Counter, deque
@@ -18,16 +19,19 @@ from typing import Any, ClassVar, Hashable
 
 import pandas as pd
 from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
+from pydantic_core import from_json
 
 from .clusters import KEEP_MEMORY, ONE_THREAD, ClusterError
 
 try: import fcntl
 except ImportError: fcntl = None  # no byte-range locks (Windows): two runs then share a store, but not their work
 
-# %% ../nbs/30_trials.ipynb #6dd3cff5
+# %% ../nbs/30_trials.ipynb #eb54efdb
 def dumps(value) -> str:
     "Sorted compact JSON in ASCII; ValueError for a number that is not finite."
-    return json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False)
+    return _ENCODER.encode(value)
+
+_ENCODER = json.JSONEncoder(sort_keys=True, separators=(",", ":"), allow_nan=False)
 
 def digest(value) -> str:
     "The sha256, in hexadecimal, of `dumps(value)`."
@@ -48,7 +52,7 @@ def canonical(value, where="value"):
     if isinstance(value, dict): return {str(k): canonical(v, f"{where}.{k}") for k, v in value.items()}
     raise TypeError(f"{where} is a {type(value).__name__}: a trial is described by numbers, strings, lists and models of them")
 
-# %% ../nbs/30_trials.ipynb #4e56ba43
+# %% ../nbs/30_trials.ipynb #0248d7d8
 @functools.cache
 def _own_defaults(model: type) -> dict:
     fields = {n: f for n, f in model.model_fields.items() if not f.is_required()}
@@ -57,8 +61,14 @@ def _own_defaults(model: type) -> dict:
 def changed_fields(model: BaseModel, where="") -> dict:
     "The fields of `model` that differ from their defaults, in canonical form."
     values = {n: canonical(getattr(model, n), f"{where}.{n}" if where else n) for n in type(model).model_fields}
-    usual = _own_defaults(type(model))  # compared as text: to Python, True == 1
-    return {n: v for n, v in values.items() if n not in usual or dumps(v) != dumps(usual[n])}
+    usual = _own_defaults(type(model))
+    return {n: v for n, v in values.items() if n not in usual or not _same(v, usual[n])}
+
+def _same(a, b):
+    "Equal as text (to Python, True == 1); for scalars without writing it, which is most of what an identity costs."
+    return type(a) is type(b) and isinstance(a, _SCALAR) and a == b or dumps(a) == dumps(b)
+
+_SCALAR = (str, int, float, type(None))
 
 def defaults(model: type, prefix="") -> dict:
     "Every default of `model` and of the models nested in it, as {dotted name: canonical value}."
@@ -135,7 +145,7 @@ def _resolve(reference: str) -> type:
     module, _, name = reference.partition(":")
     return functools.reduce(getattr, name.split("."), importlib.import_module(module))
 
-# %% ../nbs/30_trials.ipynb #c07d763c
+# %% ../nbs/30_trials.ipynb #ee168018
 def encode(value):
     "`value` as JSON can hold it: arrays and tensors as lists, nan and infinities wrapped."
     if isinstance(value, float): return value if math.isfinite(value) else {"__float__": repr(float(value))}
@@ -145,8 +155,10 @@ def encode(value):
 
 def _unwrap(pairs: dict): return float(pairs["__float__"]) if len(pairs) == 1 and "__float__" in pairs else pairs
 
-def decode(text): 
+def decode(text):
     "The value that `dumps(encode(value))` was made from."
+    if (b"__float__" if isinstance(text, bytes) else "__float__") not in text:
+        with contextlib.suppress(ValueError): return from_json(text)  # pydantic's: the same values in less than half the time
     return json.loads(text, object_hook=_unwrap)
 
 # %% ../nbs/30_trials.ipynb #bdd1895e
@@ -169,7 +181,7 @@ def unseal(line: bytes, hash: str) -> dict | None:
         return record if record["hash"] == hash == digest(record["trial"]) and "result" in record else None
     except (TypeError, ValueError, KeyError, RecursionError): return None
 
-# %% ../nbs/30_trials.ipynb #11c5f055
+# %% ../nbs/30_trials.ipynb #d6d9ef15
 class StoreError(RuntimeError): "The store of results cannot be used; the message names the mend."
 
 def write_file(path, data: bytes):
@@ -190,7 +202,8 @@ def write_file(path, data: bytes):
 
 def read_file(path, hash: str, aside) -> dict | None:
     "The record sealed at `path`, or None; a damaged file is reported and moved into the folder `aside`."
-    try: line = pathlib.Path(path).read_bytes()
+    try:
+        with open(path, "rb") as file: line = file.read()
     except (FileNotFoundError, NotADirectoryError): return None
     except OSError as error: raise StoreError(f"{path} cannot be read ({error.strerror}): mend its permissions or remove it") from None
     record = unseal(line, hash)
@@ -226,7 +239,7 @@ def read_pack(path) -> dict[str, bytes]:
                       "git checkout restores it.", stacklevel=3)
     return good
 
-# %% ../nbs/30_trials.ipynb #97a3e2ad
+# %% ../nbs/30_trials.ipynb #fcce6b21
 @functools.cache
 def _lock_file(path): return os.open(path, os.O_RDWR | os.O_CREAT, 0o666)  # never closed: closing would drop the locks
 
@@ -239,8 +252,8 @@ class Store:
         self.packed = {}  # hash -> sealed line, from attached packs
 
     def __repr__(self): return f"Store('{self.root}')"
-    def _path(self, area, hash): return self.root / area / hash[:2] / f"{hash}.json"
-    def _read(self, area, hash): return read_file(self._path(area, hash), hash, self.root / "damaged")
+    def _path(self, area, hash): return pathlib.Path(f"{self.root}/{area}/{hash[:2]}/{hash}.json")
+    def _read(self, area, hash): return read_file(self._path(area, hash), hash, f"{self.root}/damaged")
 
     def __contains__(self, trial):
         hash = _hash(trial)
@@ -521,19 +534,41 @@ def groups(trials: list, workers: int = 1, slack: float = 1.1) -> list[list]:
         if _span(parts, workers) < 0.99 * _span(best, workers): best = parts
     return best
 
-# %% ../nbs/30_trials.ipynb #cb1a12dc
+# %% ../nbs/30_trials.ipynb #3c6795d2
 def _time(seconds: float) -> str:
     for unit, name in ((3600, "h"), (60, "min")):
         if seconds >= unit: return f"{seconds / unit:.1f} {name}"
     return f"{seconds:.0f} s"
 
+def progress_text(now: dict) -> str:
+    "One line of what `Progress.record` gives."
+    notes = [f"{now[what]} {what}" for what in ("cached", "failed") if now[what]]
+    if now["rate"]: notes += [f"{now['rate']:,.1f} a minute" + (f" with {now['workers']} workers" if now["workers"] > 1 else "")]
+    if now["left"] is not None: notes += [f"{'' if now['rate'] else 'about '}{_time(now['left'])} left"]
+    else: notes += [_time(now["seconds"])]
+    if now["waiting"]: notes += [f"waiting for {now['waiting']} of another run"]
+    return f"{now['done']}/{now['total']} trials ({', '.join(notes)})"
+
+def time_left(waiting: float, flying, workers=1, paid=0.0, spent=0.0) -> float:
+    """Seconds until a sweep ends, by costs (estimated core-seconds): of groups that wait, of those in flight as (seconds so far,
+    cost), and of those that ended (`paid`), which took `spent` seconds."""
+    rate = spent / paid if paid else 1.0
+    late = [(had, cost) for had, cost in flying if had > rate * cost]  # tells as much as if it ended now
+    if late: rate = (spent + sum(had for had, _ in late)) / (paid + sum(cost for _, cost in late))
+    rest = [max(rate * cost - had, 0.05 * rate * cost) for had, cost in flying]
+    return max([(rate * max(waiting, 0) + sum(rest)) / max(workers, 1), *rest])
+
+# %% ../nbs/30_trials.ipynb #f29e0bd1
 class Progress:
-    'Shows how a sweep goes: `how` is "bar", "plain", "silent" (or False), or None for what suits the output.'
-    def __init__(self, total: int, cached: int, cost: float, how=None):
-        self.total, self.cost = total, cost
+    """Shows how a sweep goes: `how` is "bar", "plain", "silent" (or False), or None for what suits the output.
+    `tell`, if given, gets `record()` at the start, about twice a second (in another thread) and at the end."""
+    def __init__(self, total: int, cached: int, cost: float, how=None, tell=None):
+        self.total, self.cost, self.tell = total, cost, tell
         self.how = {True: None, False: "silent"}.get(how, how)
-        self.counts, self.paid, self.elsewhere, self.told = Counter(cached=cached), 0, 0, cached
+        self.counts, self.elsewhere, self.told = Counter(cached=cached, ran=0, failed=0), 0, None
+        self.paid, self.spent, self.workers, self.flying = 0.0, 0.0, 1, {}
         self.start = self.spoke = time.monotonic()
+        self.over, self.lock, self.ticker = threading.Event(), threading.Lock(), threading.Thread(target=self._tick, daemon=True)
 
     def __enter__(self):
         from rich.console import Console
@@ -544,36 +579,119 @@ class Progress:
         if self.how == "bar":
             self.bar = Bar(BarColumn(), TextColumn("{task.description}"), console=console)
             self.bar.start()
-            self.task = self.bar.add_task(self.text(), total=self.total, completed=self.told)
+            self.task = self.bar.add_task(self.text(), total=self.total, completed=self.counts.total())
+        if self.tell: self.tell(self.record())
+        self.ticker.start()
         return self
 
     def __exit__(self, *error):
+        self.over.set()
+        self.ticker.join()
+        if self.tell: self.tell(self.record())
         if self.how == "bar": self.update(), self.bar.stop()
         elif self.how == "plain": print(self.text(), flush=True)
+
+    def begin(self, group: list): self.flying[group[0].hash] = time.monotonic(), _cost(group)
+
+    def ended(self, group: list, seconds: float = 0.0):
+        "A group has ended, after `seconds` of work; 0 if it was lost with its worker."
+        _, cost = self.flying.pop(group[0].hash)
+        if seconds: self.paid, self.spent = self.paid + cost, self.spent + seconds
 
     def add(self, what: str, cost: float):
         "Count a trial as cached (by another run), ran or failed."
         self.counts[what] += 1
-        if what == "cached": self.cost -= cost
-        else: self.paid += cost
+        self.cost -= cost
 
-    def text(self) -> str:
-        seconds, done = max(time.monotonic() - self.start, 1e-9), self.counts.total()
-        notes = [f"{self.counts[what]} {what}" for what in ("cached", "failed") if self.counts[what]]
-        if self.paid: notes += [f"{60 * (done - self.counts['cached']) / seconds:,.1f} a minute"]
-        if self.paid and done < self.total: notes += [f"{_time(seconds * (self.cost - self.paid) / self.paid)} left"]
-        else: notes += [_time(seconds)]
-        if self.elsewhere: notes += [f"waiting for {self.elsewhere} of another run"]
-        return f"{done}/{self.total} trials ({', '.join(notes)})"
+    def record(self) -> dict:
+        "What there is to say: done, total, cached, failed, waiting, workers, rate (trials a minute), seconds, left (seconds; None at the end)."
+        now, done, flying = time.monotonic(), self.counts.total(), list(self.flying.values())
+        ran, waiting = done - self.counts["cached"], self.cost - sum(cost for _, cost in flying)
+        left = time_left(waiting, [(now - since, cost) for since, cost in flying], self.workers, self.paid, self.spent)
+        return {"done": done, "total": self.total, "cached": self.counts["cached"], "failed": self.counts["failed"], "waiting": self.elsewhere, "workers": self.workers,
+                "rate": 60 * ran / max(now - self.start, 1e-9), "seconds": now - self.start, "left": left if done < self.total else None}
+
+    def text(self) -> str: return progress_text(self.record())
+
+    def _tick(self):
+        while not self.over.wait(0.5):
+            with contextlib.suppress(OSError):  # nobody listens any more
+                if self.tell: self.tell(self.record())
+                self.update()
 
     def update(self):
-        now, done = time.monotonic(), self.counts.total()
-        if self.how == "bar": self.bar.update(self.task, description=self.text(), completed=done)
-        elif self.how == "plain" and now - self.spoke > (10 if done - self.told >= 0.05 * self.total else 60):
-            self.spoke, self.told = now, done
-            print(self.text(), flush=True)
+        if self.how == "silent": return
+        with self.lock:
+            now, done = time.monotonic(), self.counts.total()
+            if self.how == "bar": self.bar.update(self.task, description=self.text(), completed=done)
+            elif done < self.total and now - self.spoke > (10 if self.told is None or done - self.told >= 0.05 * self.total else 60):
+                self.spoke, self.told = now, done
+                print(self.text(), flush=True)
 
-# %% ../nbs/30_trials.ipynb #f7ea73f3
+# %% ../nbs/30_trials.ipynb #c4b60a2f
+@contextlib.contextmanager
+def announced(store: Store, label: str):
+    "For as long as a sweep lasts; gives a function that takes what `Progress.record` gives. A store that cannot be written is no reason to stop."
+    name, spoke = uuid.uuid4().hex, -math.inf
+    about = {"label": label[:200], "pid": os.getpid(), "host": platform.node(), "since": time.time()}
+    path = store.root / "sweeps" / f"{name}.json"  # written over in one piece, always longer than what it holds
+    def tell(record):
+        nonlocal spoke
+        if time.monotonic() - spoke < 2: return
+        with contextlib.suppress(OSError): file.seek(0), file.write(dumps(about | record | {"date": time.time()}).ljust(1000).encode())
+        spoke = time.monotonic()
+    store.claim(name)
+    try:
+        path.parent.mkdir(exist_ok=True)
+        file = open(path, "wb", buffering=0)
+    except OSError: yield lambda record: None
+    else:
+        try: yield tell
+        finally:
+            file.close()
+            with contextlib.suppress(OSError): path.unlink()
+    finally: store.claim(name, on=False)
+
+def sweeps(store: Store) -> list[dict]:
+    """The sweeps that run on `store` now, oldest first: what `Progress.record` says, with label, pid, host, since and date (Unix times).
+    The file of one whose process is gone is removed. (Where there are no locks, one that was silent for a minute counts as gone.)"""
+    found = []
+    for path in sorted((store.root / "sweeps").glob("*.json")):
+        with contextlib.suppress(OSError, ValueError, TypeError, KeyError):  # it ends this moment, or is none of ours
+            record = json.loads(path.read_bytes())
+            if (record["pid"], record["host"]) == (os.getpid(), platform.node()) or _held(store, path): found.append(record)
+            else: path.unlink()
+    return sorted(found, key=lambda r: r["since"])
+
+def _held(store, path):
+    if not (store.root / "claims.lock").exists() or not os.access(store.root / "claims.lock", os.W_OK) or not fcntl: return time.time() - path.stat().st_mtime < 60
+    if not store.claim(path.stem): return True
+    store.claim(path.stem, on=False)
+    return False
+
+# %% ../nbs/30_trials.ipynb #bb5a66f4
+def failed_note(store: Store, hash: str) -> pathlib.Path: return store.root / "failed" / f"{hash}.txt"
+
+def failures(store: Store, newest: int | None = None) -> list[dict]:
+    "The trials whose last run failed, newest first (all, or so many): hash, date (Unix time), trial, failed, traceback."
+    files = [(f.stat().st_mtime, f.name[:64], f.path) for f in _entries(store.root / "failed") if re.fullmatch("[0-9a-f]{64}.txt", f.name)]
+    found = []
+    for date, hash, path in sorted(files, reverse=True)[:newest]:
+        with contextlib.suppress(OSError, ValueError):
+            trial, why, trace = pathlib.Path(path).read_text(errors="replace").split("\n", 2)
+            found.append({"hash": hash, "date": date, "trial": json.loads(trial), "failed": why, "traceback": trace})
+    return found
+
+def failure_lines(failures: dict, most: int = 10) -> list[str]:
+    "A line a reason, the most frequent first, of {hash: reason}."
+    alike = {}
+    for hash, why in failures.items(): alike.setdefault(re.sub(r"\d+", "0", why.rstrip(".")), []).append((hash, why.rstrip(".")))
+    alike = sorted(alike.values(), key=len, reverse=True)
+    lines = [f"{len(hits)} trial{'s' * (len(hits) > 1)} failed: {hits[0][1]}{' (and the like)' * (len({w for _, w in hits}) > 1)}: see lth trials show {hits[0][0][:12]}"
+             for hits in alike[:most]]
+    return lines + [f"{sum(map(len, alike[most:]))} trials failed for {len(alike) - most} other reasons: see lth trials status"] * (len(alike) > most)
+
+# %% ../nbs/30_trials.ipynb #5e6eab94
 class Sweep:
     "The state of one `run`: `results` and `failures` by hash grow as groups end. A ClusterError ends it."
     def __init__(self, waiting, store, pool, workers, force, bar, on_done):
@@ -597,9 +715,11 @@ class Sweep:
 
     def launch(self):
         "Fill the free places."
-        width = places(self.pool, self.workers)
+        self.bar.workers = width = places(self.pool, self.workers)
         while self.queue and len(self.flying) < width:
-            if group := self.take(self.queue.popleft()): self.flying[self.submit(group)] = group
+            if group := self.take(self.queue.popleft()):
+                self.bar.begin(group)
+                self.flying[self.submit(group)] = group
 
     def take(self, group: list) -> list:
         "Those of `group` that are still to be run, by us: claimed, and not in the store."
@@ -636,6 +756,7 @@ class Sweep:
         group = self.flying.pop(future)
         error = CancelledError("cancelled") if future.cancelled() else future.exception()
         if isinstance(error, ClusterError): raise error
+        self.bar.ended(group, 0.0 if error else sum(o.get("meta", {}).get("seconds", 0.0) for o in future.result()))
         if error is not None: self.lost(group, error)
         else:
             for t, outcome in zip(group, future.result()): self.finish(t, outcome)
@@ -659,7 +780,7 @@ class Sweep:
         self.end(t, "ran", result)
         if self.on_done: self.on_done(t, result)
 
-    def note(self, t): return self.store.root / "failed" / f"{t.hash}.txt"  # the traceback of the last failure
+    def note(self, t): return failed_note(self.store, t.hash)
 
     def end(self, t, what, value):
         "Enter a trial in the books and give it back."
@@ -694,14 +815,15 @@ def table(trials: list, results: dict, failures: dict | None = None) -> pd.DataF
     frame["failed"] = pd.Series([(failures or {}).get(t.hash) for t in trials], dtype=object)
     return frame
 
-# %% ../nbs/30_trials.ipynb #26f18117
-def run(trials, store=None, workers: int = 1, executor: Executor | None = None, force=False, progress=None, on_done=None) -> pd.DataFrame:
+# %% ../nbs/30_trials.ipynb #19665456
+def run(trials, store=None, workers: int = 1, executor: Executor | None = None, force=False, progress=None, on_done=None, label="", on_progress=None) -> pd.DataFrame:
     """Run the trials that have no result yet; one row a trial in the order asked (see `table`), duplicates included.
 
     store: a Store or its folder (default: LTH_RUNS). workers: processes of one thread each; 1 runs in this process.
     executor: any `concurrent.futures.Executor` in place of own workers, for example a cluster's (`clusters.connect`).
     force: run all, whatever is stored. progress: "bar", "plain", "silent"; None chooses. on_done(trial, result) is called
-    here after each new result is stored. The column `failed` holds None or why a trial has no result; failed trials are
+    here after each new result is stored. label: the name of this sweep in `lth trials status`. on_progress(record) is called
+    about twice a second, in another thread, with what `Progress.record` gives. The column `failed` holds None or why a trial has no result; failed trials are
     not stored, so the next call tries them again. `attrs` of the table: distinct, cached, ran, failed, seconds (wall),
     core_seconds, failures {hash: reason}. Raises StoreError if results cannot be written; KeyboardInterrupt, when
     interrupted, and ClusterError, when a cluster is lost, after storing everything that has ended."""
@@ -716,7 +838,8 @@ def run(trials, store=None, workers: int = 1, executor: Executor | None = None, 
         store.check_writable()
         pool = executor or (Workers(workers) if workers > 1 else InProcess())
         waiting = sorted(groups(todo, places(pool, workers)), key=lambda g: bool(_local(g[0])))  # what must run here comes last
-        with Interrupts(), Progress(len(distinct), len(found), sum(t.cost() for t in todo), progress) as bar:
+        with Interrupts(), announced(store, label or pathlib.Path(sys.argv[0]).name) as tell, Progress(
+                len(distinct), len(found), sum(t.cost() for t in todo), progress, lambda now: (tell(now), on_progress and on_progress(now))) as bar:
             sweep = Sweep(waiting, store, pool, workers, force, bar, on_done)
             if not isinstance(pool, InProcess) and (why := _local(waiting[-1][0])):
                 print(f"Some trials run in this process: {why}.", file=sys.stderr)
@@ -728,6 +851,7 @@ def run(trials, store=None, workers: int = 1, executor: Executor | None = None, 
             finally:
                 if executor is None: pool.shutdown(cancel_futures=True)
                 else: [future.cancel() for future in sweep.flying]
+        if sweep.failures and bar.how != "silent": print("\n".join(failure_lines(sweep.failures)), file=sys.stderr)
         results, failures, core_seconds, ran = found | sweep.results, sweep.failures, sweep.seconds, bar.counts["ran"]
     frame = table(trials, results, failures)
     frame.attrs = {"distinct": len(distinct), "cached": len(results) - ran, "ran": ran, "failed": len(failures),

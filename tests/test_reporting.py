@@ -1,0 +1,180 @@
+"""Reporting long work: the time left, `lth trials status` from another shell while a sweep runs, what failed and why."""
+import json, os, pathlib, signal, subprocess, sys, time
+
+import pytest
+
+from lth_companion import trials as T
+from lth_companion.cli import main
+from lth_companion.reproduce import Interrupted
+from lth_companion.trials import Idle, Store, Trial, run
+from test_cli import LTH, lth
+from test_reproduce import clone, write_notebook  # noqa: F401 (clone is a fixture)
+from test_trials import HERE, logged, quiet, until
+
+ENVIRONMENT = os.environ | {"PYTHONPATH": f"{HERE}{os.pathsep}{HERE.parent}"}
+SWEEP = """
+import sys
+from lth_companion.trials import Idle, run
+if __name__ == "__main__": run([Idle(number=n, seconds=.25) for n in range(int(sys.argv[2]))], sys.argv[1], workers=int(sys.argv[3]), label="paper/01 (smoke)")
+"""
+
+
+class Dear(Trial):
+    "Takes three times what it is estimated to take."
+    kind = "test-dear"
+    number: int
+
+    def cost(self): return .04
+    @classmethod
+    def run_group(cls, trials):
+        for t in trials: time.sleep(3 * t.cost())
+        return [{} for t in trials]
+
+
+@pytest.fixture
+def shell(tmp_path, monkeypatch):
+    "The lines of `lth trials ...` in another process, on the store in `s`."
+    monkeypatch.chdir(tmp_path)
+    def ask(*words, code=0):
+        done = subprocess.run([*LTH, "trials", *words], env=ENVIRONMENT | {"LTH_RUNS": str(tmp_path / "s")}, capture_output=True, text=True, timeout=120)
+        assert done.returncode == code and "Traceback" not in done.stderr, done.stderr
+        return done.stdout if words[0] == "show" else [line.split("\t") for line in done.stdout.splitlines()]
+    return ask
+
+
+@pytest.fixture
+def sweep(tmp_path):
+    "Starts a sweep of 0.25 s a trial in another process; killed in the end."
+    started = []
+    def start(count, workers=1):
+        (tmp_path / "sweep.py").write_text(SWEEP)
+        started.append(subprocess.Popen([sys.executable, str(tmp_path / "sweep.py"), str(tmp_path / "s"), str(count), str(workers)], env=ENVIRONMENT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True))
+        until(lambda: T.sweeps(Store(tmp_path / "s")), 60)
+        return started[-1]
+    yield start
+    for process in started: process.kill(); process.communicate()
+
+
+# ---- the time left
+
+def left(trials, folder, **options):
+    "[(seconds since the start, seconds left as told, trials done)] and how long it took."
+    told, start = [], time.monotonic()
+    run(trials, folder, progress="silent", on_progress=lambda now: told.append((time.monotonic() - start, now["left"], now["done"])), **options)
+    return told, time.monotonic() - start
+
+
+@pytest.mark.parametrize("shape", ["equal", "dear ones last"])
+def test_the_time_left_is_right_from_the_start(tmp_path, shape):
+    "Trials that take what they are estimated to take: before any has ended, and with one long one in flight."
+    trials = [Idle(number=n, seconds=.15) for n in range(18)] + [Idle(number=99, seconds=.15 if shape == "equal" else 1.5)]
+    told, took = left(trials, tmp_path)
+    assert told[0][2] == 0 and told[-1][1] is None and len(told) > 4
+    for now, says, _ in told[:-1]: assert abs(says - (took - now)) < .15 * took, told
+
+
+def test_the_time_left_is_corrected_by_what_ended(tmp_path):
+    told, took = left([Dear(number=n) for n in range(25)], tmp_path)
+    assert told[0][1] == pytest.approx(1, abs=.01)  # as estimated
+    for now, says, done in told[1:-1]: assert done and abs(says - (took - now)) < .15 * took, told
+
+
+def test_the_last_group_is_not_shared_out():
+    assert T.time_left(0, [(1, 10)], workers=4) == 9
+    assert T.time_left(40, [(5, 10), (5, 10)], workers=2) == 25 and T.time_left(0, [], 2, 10, 10) == 0
+
+
+def test_one_line_for_a_person():
+    now = {"done": 37, "total": 80, "cached": 3, "failed": 1, "waiting": 0, "workers": 2, "rate": 42.0, "seconds": 49.0, "left": 70.0}
+    assert T.progress_text(now) == "37/80 trials (3 cached, 1 failed, 42.0 a minute with 2 workers, 1.2 min left)"
+    assert T.progress_text(now | {"done": 80, "left": None, "workers": 1, "waiting": 0}) == "80/80 trials (3 cached, 1 failed, 42.0 a minute, 49 s)"
+    assert T.progress_text(now | {"done": 0, "rate": 0.0, "cached": 0, "failed": 0, "waiting": 4}) == "0/80 trials (about 1.2 min left, waiting for 4 of another run)"
+
+
+def test_a_long_group_in_this_process_does_not_silence_the_line(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(T.Progress, "_tick", quick(T.Progress._tick))
+    run([Idle(number=1, seconds=1.2)], tmp_path, progress="plain")
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) == 2 and lines[0].startswith("0/1 trials (about ") and lines[1].startswith("1/1 trials")
+
+
+def quick(tick):
+    "As though a second were twenty, for the pause between lines."
+    def faster(self):
+        self.spoke -= 9.5
+        tick(self)
+    return faster
+
+
+# ---- from another shell
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_status_from_another_shell(tmp_path, shell, sweep, workers):
+    process = sweep(40 * workers, workers)
+    until(lambda: len(Store(tmp_path / "s").hashes()) > 4, 60)
+    (kind, label, text, since, where), *rest = shell("status")
+    assert (kind, label, where.split()[0]) == ("running", "paper/01 (smoke)", str(process.pid)) and "s ago)" in since
+    done, total = map(int, text.split(" ")[0].split("/"))
+    assert 0 < done < total == 40 * workers and "a minute" in text and text.endswith("left)") and ("with 2 workers" in text) == (workers == 2)
+    assert rest[0][0] == "finished" and done - 12 <= int(rest[0][1]) <= total
+    for _ in range(3): shell("status")  # does not disturb
+    out, err = process.communicate(timeout=60)
+    assert process.returncode == 0 and not err and len(Store(tmp_path / "s").hashes()) == total and f"{total}/{total} trials" in out
+    assert shell("status")[0][0] == "finished" and not list((tmp_path / "s" / "sweeps").iterdir())
+
+
+def test_a_sweep_whose_process_is_gone_is_not_running(tmp_path, shell, sweep):
+    process, other = sweep(100), sweep(100)
+    until(lambda: len(T.sweeps(Store(tmp_path / "s"))) == 2, 30)
+    assert [line[0] for line in shell("status")][:3] == ["running", "running", "finished"]
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    (kind, *_, where), rest = shell("status")[:2]
+    assert kind == "running" and where.split()[0] == str(other.pid) and rest[0] == "finished"
+    assert len(list((tmp_path / "s" / "sweeps").iterdir())) == 1  # and its file is gone
+
+
+def test_an_odd_file_among_the_sweeps_is_no_sweep(tmp_path):
+    (tmp_path / "sweeps").mkdir()
+    for name, text in {"a": "", "b": "[", "c": "[]", "d": "{}"}.items(): (tmp_path / "sweeps" / f"{name}.json").write_text(text)
+    assert T.sweeps(Store(tmp_path)) == []
+
+
+def test_the_own_sweep_is_seen_from_inside(tmp_path):
+    seen = []
+    quiet([Idle(number=n) for n in range(3)], tmp_path, label="mine", on_done=lambda *_: seen.append(T.sweeps(Store(tmp_path))))
+    assert [[r["label"] for r in found] for found in seen] == [["mine"]] * 3 and T.sweeps(Store(tmp_path)) == []
+
+
+def test_a_status_that_cannot_be_written_stops_nothing(tmp_path):
+    (tmp_path / "sweeps").write_text("in the way")
+    assert quiet([Idle(number=n) for n in range(3)], tmp_path).attrs["ran"] == 3
+
+
+# ---- what failed
+
+def test_what_failed_and_why(tmp_path, shell, capsys):
+    bad = logged(tmp_path, 3, action="raise") + [Idle(number=1)]
+    run(bad, tmp_path / "s", progress="plain")
+    line, = capsys.readouterr().err.splitlines()
+    assert line.startswith("3 trials failed: number 0 is not to be run (and the like): see lth trials show ")
+    hash = line.split()[-1]
+    told = json.loads(shell("show", hash))
+    assert told["hash"] == bad[0].hash and told["failed"] == "number 0 is not to be run" and told["trial"]["fields"]["action"] == "raise"
+    assert told["traceback"][0].startswith("Traceback") and told["traceback"][-1] == "ValueError: number 0 is not to be run"
+    lines = shell("status")
+    assert ["failed", "3", str(tmp_path / "s" / "failed")] in lines
+    assert sorted((l[1], l[3]) for l in lines if l[0] == "failure") == sorted((t.hash[:12], f"number {t.number} is not to be run") for t in bad[:3])
+
+
+def test_reasons_are_counted():
+    failures = {f"{n:064x}": why for n, why in enumerate(["no memory", "number 3", "number 4", "number 5."] + [f"{c} failed" for c in "abcdefghijk"])}
+    lines = T.failure_lines(failures)
+    assert lines[0].startswith("3 trials failed: number 3 (and the like): see lth trials show ") and lines[1].startswith("1 trial failed: no memory: see ")
+    assert lines[-1] == "3 trials failed for 3 other reasons: see lth trials status" and len(lines) == 11 and not T.failure_lines({})
+
+
+def test_a_note_that_is_no_note_is_left_out(tmp_path):
+    quiet(logged(tmp_path, 1, action="raise"), tmp_path / "s")
+    (tmp_path / "s" / "failed" / f"{'0' * 64}.txt").write_text("cut sho")
+    assert [f["failed"] for f in T.failures(Store(tmp_path / "s"))] == ["number 0 is not to be run"]
