@@ -6,8 +6,8 @@
 __all__ = ['Recipe', 'Stopper', 'Result', 'Progress', 'order', 'optimizer', 'step', 'evaluate', 'velocity_of', 'put_velocity',
            'keep', 'resume', 'stop_split', 'train']
 
-# %% ../nbs/12_training.ipynb #c274c2ea
-import hashlib, json, math, warnings
+# %% ../nbs/12_training.ipynb #c95d4a42
+import hashlib, json, math, os, warnings
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
@@ -166,7 +166,7 @@ def evaluate(model, data, split:str='test', batch_size:int=1000) -> tuple[float,
     model.train(was)
     return loss / len(y), 100 * right / len(y)
 
-# %% ../nbs/12_training.ipynb #b1230379
+# %% ../nbs/12_training.ipynb #964eac66
 def velocity_of(model, opt) -> dict[str, torch.Tensor]:
     "The optimizer's momentum buffers by parameter name (copies; empty before the first step)."
     found = {n: opt.state[p].get('momentum_buffer') for n, p in model.named_parameters()}
@@ -186,7 +186,7 @@ def keep(path, model, opt, masks, sparsity, key:dict, records:list):
     tensors |= {f'masks/{n}': m for n, m in zip(prunable(model), masks or ())}
     tensors = {n: t.detach().cpu().contiguous() for n, t in tensors.items()}
     meta = {'key': json.dumps(key, sort_keys=True), 'records': json.dumps(records), 'sparsity': json.dumps(meta)}
-    path = Path(path); part = path.with_name(path.name + '.part')
+    path = Path(path); part = path.with_name(f'{path.name}.{os.getpid()}.part')
     path.parent.mkdir(parents=True, exist_ok=True)
     part.write_bytes(save(tensors, meta | {'sha256': _seal(tensors, meta)})); part.replace(path)
 

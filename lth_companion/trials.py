@@ -181,19 +181,19 @@ def unseal(line: bytes, hash: str) -> dict | None:
         return record if record["hash"] == hash == digest(record["trial"]) and "result" in record else None
     except (TypeError, ValueError, KeyError, RecursionError): return None
 
-# %% ../nbs/30_trials.ipynb #d6d9ef15
+# %% ../nbs/30_trials.ipynb #e7763a98
 class StoreError(RuntimeError): "The store of results cannot be used; the message names the mend."
 
 def write_file(path, data: bytes):
     "Write `data` at `path` by an atomic rename; StoreError if that fails."
     path = pathlib.Path(path)
     temporary = path.with_name(f".{uuid.uuid4().hex}.tmp")
+    def write(): temporary.write_bytes(data), os.replace(temporary, path)
     try:
-        try: temporary.write_bytes(data)
-        except FileNotFoundError:
+        try: write()
+        except FileNotFoundError:  # no folder yet; or `lth trials clean`, by a clock that jumped, took the temporary file for an old one
             path.parent.mkdir(parents=True, exist_ok=True)
-            temporary.write_bytes(data)
-        os.replace(temporary, path)
+            write()
     except OSError as error:
         raise StoreError(f"{path} cannot be written ({error.strerror}): free space or mend the permissions, or choose another folder "
                          "with LTH_RUNS; what is finished is kept, and the same command goes on from there") from None
@@ -239,7 +239,7 @@ def read_pack(path) -> dict[str, bytes]:
                       "git checkout restores it.", stacklevel=3)
     return good
 
-# %% ../nbs/30_trials.ipynb #fcce6b21
+# %% ../nbs/30_trials.ipynb #4fc0d5c1
 @functools.cache
 def _lock_file(path): return os.open(path, os.O_RDWR | os.O_CREAT, 0o666)  # never closed: closing would drop the locks
 
@@ -311,7 +311,7 @@ class Store:
             with open(probe := self.root / f".{uuid.uuid4().hex}.tmp", "w") as file: file.write("probe")
             probe.unlink()
         except OSError as error:
-            raise StoreError(f"The store {self.root} cannot be written ({error.strerror}): mend its permissions, "
+            raise StoreError(f"The store {self.root} cannot be written ({error.strerror}): free space or mend its permissions, "
                              "or choose another folder with LTH_RUNS") from None
 
     def claim(self, trial, on=True) -> bool:
@@ -335,12 +335,13 @@ def _memo_place(namespace, key):
     if not re.fullmatch(r"\w+", namespace): raise ValueError(f"'{namespace}' is no memo namespace: use letters, digits and _")
     return f"memo/{namespace}", digest([namespace, key])
 
-# %% ../nbs/30_trials.ipynb #b5107fba
+# %% ../nbs/30_trials.ipynb #114eb299
 def reason(error: BaseException) -> str:
     "An exception in one line."
     if isinstance(error, ValidationError):
         return "; ".join(".".join(map(str, e["loc"])) + (": " if e["loc"] else "") + e["msg"] for e in error.errors())
     text = " ".join(str(error).split())[:500]
+    if isinstance(error, MemoryError): return f"it needs more memory than there is (MemoryError: {text or 'no message'}); fewer workers leave more to each"
     return text if text and isinstance(error, (ValueError, RuntimeError)) else f"{type(error).__name__}: {text}".rstrip(": ")
 
 @contextlib.contextmanager
@@ -691,7 +692,7 @@ def failure_lines(failures: dict, most: int = 10) -> list[str]:
              for hits in alike[:most]]
     return lines + [f"{sum(map(len, alike[most:]))} trials failed for {len(alike) - most} other reasons: see lth trials status"] * (len(alike) > most)
 
-# %% ../nbs/30_trials.ipynb #5e6eab94
+# %% ../nbs/30_trials.ipynb #1b346566
 class Sweep:
     "The state of one `run`: `results` and `failures` by hash grow as groups end. A ClusterError ends it."
     def __init__(self, waiting, store, pool, workers, force, bar, on_done):
@@ -766,7 +767,7 @@ class Sweep:
         for t in group:
             self.deaths[t.hash] += 1
             if self.deaths[t.hash] <= 2: self.queue.appendleft([t])
-            else: self.finish(t, {"failed": f"its worker died three times ({reason(error)})", "traceback": ""})
+            else: self.finish(t, {"failed": f"its worker died three times ({reason(error).rstrip('.')}); if memory is short, use fewer workers", "traceback": ""})
 
     def finish(self, t, outcome):
         "Keep one outcome: the file first, then the books."

@@ -23,12 +23,12 @@ now = functools.partial(time.clock_gettime_ns, time.CLOCK_REALTIME)  # the clock
 class Traced(Trial):
     "Notes in a log when it begins and ends; takes `seconds`; if `real`, trains a ticket of the thesis, which keeps by-products in the store."
     kind: ClassVar[str] = "fault-traced"
-    group_size: ClassVar[int] = 3
+    group_size: ClassVar[int] = 2
     number: int
     seconds: float = 0.1
     real: bool = False
     diverge: bool = False  # in place of that a trial of each paper in turn, at an absurd learning rate
-    data: str = "digits"
+    data: str | None = None  # of the trained ticket; the digits if None
 
     def group_key(self): return ""
     def cost(self): return self.seconds
@@ -47,8 +47,8 @@ class Traced(Trial):
     def train(self):
         from lth_companion.experiments import TicketTrial
         from lth_companion.training import Recipe
-        tiny_data()
-        trial = TicketTrial(data=self.data, scorer="magnitude", rounds="I-SS", levels=2, density=.1, seed=self.number,
+        if self.data: tiny_data(self.data)
+        trial = TicketTrial(data=self.data or "digits", scorer="magnitude", rounds="I-SS", levels=2, density=.1, seed=self.number,
                             recipe=Recipe(lr=.1, batch_size=64, max_epochs=2, patience=None))
         row = TicketTrial.run_group([trial])[0]
         return {k: row[k] for k in ("accuracy", "losses", "digest")}
@@ -58,10 +58,9 @@ class Traced(Trial):
         from lth_companion import branches, experiments, searches, sparse_training
         from lth_companion.dynamic import settings
         from lth_companion.training import Recipe
-        recipe = Recipe(lr=1e9, momentum=.9, batch_size=64, max_epochs=3, patience=None)
-        common = dict(data="digits", recipe=recipe, seed=self.number)
+        common = dict(data="digits", seed=self.number, recipe=Recipe(lr=1e9, momentum=.9, batch_size=64, max_epochs=3, patience=None))
         trial = [lambda: experiments.TicketTrial(scorer="snip", density=.1, **common), lambda: sparse_training.SparseTrial(dynamic=settings("RigL", .1, interval=3), **common),
-                 lambda: branches.BranchTrial(**common), lambda: searches.SupermaskTrial(search=searches.settings_of("Edge-Popup", .3, 3), **common)][self.number % 4]()
+                 lambda: branches.BranchTrial(**common), lambda: searches.SupermaskTrial(search=searches.settings_of("Edge-Popup", .3, 4), **common | dict(recipe=searches.search_recipe(4, 1e6)))][self.number % 4]()
         row = type(trial).run_group([trial])[0]
         return {k: row[k] for k in ("accuracy", "losses", "diverged")} | {"kind": type(trial).kind}
 
@@ -94,14 +93,13 @@ def bend_clock(file):
 if os.environ.get("FAULT_CLOCK"): bend_clock(pathlib.Path(os.environ["FAULT_CLOCK"]))
 
 
-def tiny_data(relabelled=0):
-    "Two data sets of 40 small images, one of known checksum and one not; the content, with the first labels changed."
+def tiny_data(name, relabelled=0):
+    "Make a data set of 200 small images known (its checksum too, if its name says so); the content, with the first labels changed."
     import torch
     from lth_companion import data
-    x = torch.arange(40 * 64, dtype=torch.uint8).view(40, 1, 8, 8)
-    content = {"train_x": x, "train_y": torch.arange(40, dtype=torch.uint8) % 10, "test_x": 255 - x, "test_y": torch.arange(40, dtype=torch.uint8) % 10}
-    for name, known in (("fault-known", data.content_checksum(content)), ("fault-unknown", None)):
-        data.FACTS[name] = data.Facts(name, name, (1, 8, 8), (40, 40), 10, (.5,), (.5,), known)
+    x, y = (torch.arange(200 * 64).view(200, 1, 8, 8) * 7919 % 251).to(torch.uint8), torch.arange(200, dtype=torch.uint8) % 10
+    content = {"train_x": x, "train_y": y.clone(), "test_x": 255 - x, "test_y": y}
+    data.FACTS[name] = data.Facts(name, name, (1, 8, 8), (200, 200), 10, (.5,), (.5,), data.content_checksum(content) if name == "fault-known" else None)
     content["train_y"][:relabelled] = 9 - content["train_y"][:relabelled]
     return content
 
@@ -109,7 +107,7 @@ def tiny_data(relabelled=0):
 def write_tiny_data(name, relabelled=0):
     "Put such a data set into the cache, whole and with a checksum of its own."
     from lth_companion import data
-    content = tiny_data(relabelled)
+    content = tiny_data(name, relabelled)
     data.cache_folder().mkdir(parents=True, exist_ok=True)
     data._write(content, dataclasses.replace(data.facts(name), checksum=None), "made here", data.cache_path(name))
 
@@ -130,12 +128,13 @@ def sweep(root, runs, fields, count, workers):
 
 
 NOTEBOOK = """from lth_companion.reproduce import Notebook
-from faults import Traced
+from faults import Traced, tiny_data
+if data: tiny_data(data)
 here = Notebook("faults", {name!r}, tier=tier, device=device, workers=workers, out=out)
-rows = here.run([Traced(number=n + {first}, seconds=seconds, real=real, diverge=diverge, data=data) for n in range(count)])
+rows = here.run([Traced(number=n + {first}, seconds=seconds, real=real, diverge=diverge, data=data or None) for n in range(count)])
 here.table(rows.drop(columns="failed"), "rows")
 here.finish()"""
-PARAMETERS = 'tier: str = "smoke"\ndevice: str = "auto"\nworkers: int = 2\nout: str = ""\ncount: int = 12\nseconds: float = 0.1\nreal: bool = False\ndiverge: bool = False\ndata: str = "digits"'
+PARAMETERS = 'tier: str = "smoke"\ndevice: str = "auto"\nworkers: int = 2\nout: str = ""\ncount: int = 14\nseconds: float = 0.1\nreal: bool = False\ndiverge: bool = False\ndata: str = ""'
 LTH = [sys.executable, "-c", "import sys, faults; from lth_companion.cli import main; sys.exit(main())"]
 
 
@@ -143,7 +142,7 @@ LTH = [sys.executable, "-c", "import sys, faults; from lth_companion.cli import 
 
 class Lab:
     "A clone with a notebook or two, its store, and the one command that is given again and again."
-    def __init__(self, root, lth=False, count=12, workers=2, notebooks=1, **fields):
+    def __init__(self, root, lth=False, count=14, workers=2, notebooks=1, **fields):
         self.root, self.lth, self.count, self.workers = pathlib.Path(root), lth, count, workers
         self.fields, self.log, self.runs = {"seconds": 0.1, "real": False} | fields, self.root / "log", self.root / "runs"
         self.environment = os.environ | {"FAULT_LOG": str(self.log), "LTH_RUNS": str(self.runs), "LTH_CACHE": str(self.root / "cache"), "OMP_NUM_THREADS": "1",
@@ -386,7 +385,7 @@ def clock(lab, rng):
     return check(clock.title, lab, *lab.wait(p))
 
 @contextlib.contextmanager
-def small_disk(path, megabytes=4):
+def small_disk(path, megabytes=64):
     "A disk of its own at `path`; NotHere where this machine does not let us mount one."
     path.mkdir()
     if subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={megabytes}m", "faults", path], capture_output=True).returncode: raise NotHere("mounting a small disk needs root")
@@ -402,7 +401,8 @@ def disk(lab, rng):
         ballast = small / "ballast"
         with contextlib.suppress(OSError), open(ballast, "wb", buffering=0) as file:
             while True: file.write(bytes(4096))
-        os.truncate(ballast, max(0, ballast.stat().st_size - 4096 * rng.randint(0, lab.count + 6)))
+        room = rng.randint(0, lab.count + 6) * (2**20 if lab.fields["real"] else 4096)  # a ticket is larger than a result
+        os.truncate(ballast, max(0, ballast.stat().st_size - room))
         code, said = lab.run()
         ballast.unlink()
         return check(disk.title, lab, code, said)
@@ -500,7 +500,7 @@ def swapped(lab, rng):
     lab.write_data()
     p = lab.start()
     lab.at_work(p, rng)
-    lab.write_data(relabelled=20)
+    lab.write_data(relabelled=100)
     for pid in {e[2] for e in lab.events()} - {p.pid}:
         with contextlib.suppress(ProcessLookupError): os.kill(pid, signal.SIGKILL)
     code, said = lab.wait(p)
@@ -547,7 +547,7 @@ def main():
     for name in options.names or FAULTS:
         for i in range(options.times or getattr(FAULTS[name], "times", 4)):
             rng, start = random.Random(f"{options.seed} {name} {i}"), time.monotonic()
-            try: found = inject(FAULTS[name], rng, lth=i % 2 == 0, **({"real": True, "seconds": 0.02} if options.real or i % 4 == 1 else {}))
+            try: found = inject(FAULTS[name], rng, lth=i % 2 == 0, **({"real": True, "seconds": 0.02} if options.real or i % 4 == 3 else {}))
             except NotHere as why: print(f"{FAULTS[name].title}: left out, {why}", flush=True); break
             for seen in found:
                 good = kept_promise(FAULTS[name], seen)
