@@ -1,5 +1,6 @@
 # make figures   install, fetch MNIST, run the smoke tier of every paper notebook, print the report
 # make test      install, check the house, test the notebooks of the library, pytest
+# make faults    install, disturb real sweeps in every way that tests/faults.py knows, print the table (some 20 minutes)
 # make lab       install, open JupyterLab
 # make bench     install, print the benchmarks' ratios
 # make clean     remove what can be made again (not runs/, not the data cache)
@@ -7,7 +8,7 @@ SHELL := bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := figures
 .DELETE_ON_ERROR:
-.PHONY: venv figures test lab bench clean
+.PHONY: venv figures test faults lab bench clean
 
 # one thread a process: small layers are slower with two, and worker processes use the other cores
 export OMP_NUM_THREADS := 1
@@ -38,6 +39,9 @@ test: venv
 	$(BIN)/python -m pytest -q tests/test_house.py
 	$(BIN)/nbdev_test --n_workers 2 --skip_folder_re '^([_.]|papers)'
 	$(BIN)/python -m pytest -q -m "not gpu" --ignore=tests/test_house.py
+
+faults: venv
+	$(BIN)/python tests/faults.py --out benchmarks/results/faults.csv
 
 lab: venv
 	$(BIN)/jupyter lab nbs

@@ -750,7 +750,7 @@ def execute(
     else: outcome.text = f"{read_provenance(folder)['trials']['count']} trials, {read_provenance(folder)['trained']} trained now"
     return outcome
 
-# %% ../nbs/35_reproduce.ipynb #f410b8dd
+# %% ../nbs/35_reproduce.ipynb #8e8cfb6a
 def _stamp(folder):
     "Changes whenever a notebook finishes."
     with contextlib.suppress(OSError): return (folder / "provenance.json").stat().st_mtime_ns, (folder / "provenance.json").stat().st_ino
@@ -770,7 +770,7 @@ def _papermill(entry, output, given, log):
         last = ([l for l in str(e.evalue).splitlines() if l.strip()] or [""])[-1].strip()
         return e.ename, f"cell [{e.exec_count}]: {e.ename}: {last}{disk_mend(last)}"
     except RuntimeError as e: # the kernel died or could not start
-        return type(e).__name__, f"its kernel ({' '.join(str(e).split()) or type(e).__name__}): if memory is short use fewer --workers; its last words are in {output.with_suffix('.log')}"
+        return type(e).__name__, f"its kernel ({' '.join(str(e).split()) or type(e).__name__}): if memory is short use fewer --workers, and give the same command again; its last words are in {output.with_suffix('.log')}"
 
 def _more_runs(entry, sweeps):
     "Whether later cells of a notebook call `run` too, so that a plan that stopped early is not the whole."

@@ -181,19 +181,19 @@ def unseal(line: bytes, hash: str) -> dict | None:
         return record if record["hash"] == hash == digest(record["trial"]) and "result" in record else None
     except (TypeError, ValueError, KeyError, RecursionError): return None
 
-# %% ../nbs/30_trials.ipynb #e7763a98
+# %% ../nbs/30_trials.ipynb #6228c95a
 class StoreError(RuntimeError): "The store of results cannot be used; the message names the mend."
 
 def write_file(path, data: bytes):
     "Write `data` at `path` by an atomic rename; StoreError if that fails."
     path = pathlib.Path(path)
     temporary = path.with_name(f".{uuid.uuid4().hex}.tmp")
-    def write(): temporary.write_bytes(data), os.replace(temporary, path)
     try:
-        try: write()
-        except FileNotFoundError:  # no folder yet; or `lth trials clean`, by a clock that jumped, took the temporary file for an old one
-            path.parent.mkdir(parents=True, exist_ok=True)
-            write()
+        for more in (2, 1, 0):
+            try: temporary.write_bytes(data), os.replace(temporary, path); break
+            except FileNotFoundError:  # no folder yet; or `lth trials clean`, by a clock that jumped, took the temporary file for an old one
+                if not more: raise
+                path.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise StoreError(f"{path} cannot be written ({error.strerror}): free space or mend the permissions, or choose another folder "
                          "with LTH_RUNS; what is finished is kept, and the same command goes on from there") from None
