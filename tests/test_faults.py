@@ -10,6 +10,7 @@ from lth_companion import claims, experiments, plots, reported, trials as engine
 from lth_companion.cli import main
 from lth_companion.reproduce import disk_mend, read_provenance
 from lth_companion.trials import Store, run
+from test_reproduce import RUN, SHOW, START, TRIALS, clone, write_notebook  # noqa: F401 (clone is a fixture)
 
 SMALL = {"scheduler": dict(lth=True, notebooks=2, count=6), "nan": dict(diverge=True, count=4, workers=1)}
 QUICK = [name for name in FAULTS if not name.startswith("swapped")]  # that one's workers load torch three times: its parts are tested below
@@ -90,3 +91,36 @@ def test_a_mean_says_what_it_leaves_out():
 
 def test_disk_mend():
     assert "free space" in disk_mend(OSError(28, "x")) and "LTH_RUNS" in disk_mend("cell [3]: [Errno 30] y") and disk_mend(ValueError("28")) == disk_mend(OSError(2, "z")) == ""
+
+
+# ---- what diverged, in a paper notebook
+
+LOSING = '''
+class Losing(Tiny):
+    kind = "losing"
+    @classmethod
+    def run_group(cls, trials): return [r | {"diverged": 2 if t.x == t.seed - 100 else None} for t, r in zip(trials, super().run_group(trials))]
+'''
+
+def test_what_diverged_is_listed_beside_the_tables(clone):
+    (clone.root / "tiny_trials.py").write_text(TRIALS + LOSING)
+    lost = RUN.replace("Tiny(", "Losing(") + "\nrows = rows[rows.seed != 100]"
+    clone.write(START.replace("import Tiny", "import Losing"), lost, SHOW.replace("seeds=seeds or [100, 101]", "seeds=[101]"))
+    outcome = clone.execute()
+    assert outcome.state == "done", outcome.text
+    listed = pd.read_csv(clone.figures / "diverged.csv")
+    assert listed[["kind", "seed", "epoch"]].values.tolist() == [["losing", s, 2] for s in listed.seed] and sorted(listed.seed) == [100, 101]
+    assert "diverged.csv" in read_provenance(clone.figures)["outputs"]
+    assert "not counted here, with a run that diverged: seed 100" in (clone.figures / "claims.json").read_text()
+    clone.write()
+    assert clone.execute().state == "done" and not (clone.figures / "diverged.csv").exists() and "not counted" not in (clone.figures / "claims.json").read_text()
+
+
+def test_a_run_ends_with_its_cluster(clone, capsys, monkeypatch):
+    "The later notebooks are not begun: each would fail by itself."
+    for name in ("02_other", "03_other"): write_notebook(clone.notebook.with_name(f"{name}.ipynb"), START.replace("01_tiny", name), RUN, "here.finish()")
+    clone.write(START, "from lth_companion.clusters import ClusterError\nraise ClusterError('The scheduler is gone: start it again, and give the same command')")
+    assert main(["run", "--repo", str(clone.root), "--workers", "1"]) == 1
+    out, err = capsys.readouterr()
+    assert out.count("failed") == 1 and "02_other" not in out and "The scheduler is gone" in err
+    assert err.splitlines()[-1] == "lth: 1 of 3 notebooks failed, 2 not begun without the cluster: what is finished is kept; mend what is said above and give the same command again"
