@@ -1,5 +1,6 @@
 # make figures   install, fetch MNIST, run the smoke tier of every paper notebook, print the report
 # make test      install, check the house, test the notebooks of the library, pytest
+# make faults    install, disturb real sweeps in every way that tests/faults.py knows, print the table (some 20 minutes)
 # make lab       install, open JupyterLab
 # make bench-gpu install, print what a GPU makes of the recipe's options
 # make fuzz      install, try 100,000 altered inputs on every reader of files from elsewhere (about 20 minutes)
@@ -9,7 +10,7 @@ SHELL := bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := figures
 .DELETE_ON_ERROR:
-.PHONY: venv figures test lab bench bench-gpu fuzz clean
+.PHONY: venv figures test faults lab bench bench-gpu fuzz clean
 
 # one thread a process: small layers are slower with two, and worker processes use the other cores
 export OMP_NUM_THREADS := 1
@@ -40,6 +41,9 @@ test: venv
 	$(BIN)/python -m pytest -q tests/test_house.py
 	$(BIN)/nbdev_test --n_workers 2 --skip_folder_re '^([_.]|papers)'
 	$(BIN)/python -m pytest -q -m "not gpu" --ignore=tests/test_house.py
+
+faults: venv
+	$(BIN)/python tests/faults.py --out benchmarks/results/faults.csv
 
 lab: venv
 	$(BIN)/jupyter lab nbs

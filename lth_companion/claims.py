@@ -7,8 +7,8 @@ __all__ = ['MIN_SEEDS', 'EXACT_UP_TO', 'TIERS', 'VERDICTS', 'sign_flip', 'Paired
            'benjamini_hochberg', 'NoiseFloor', 'noise_floor', 'noise_by', 'n_to_decide', 'shrink', 'grim', 'ClaimError',
            'Claim', 'ledger', 'Measurement', 'Verdict', 'test_p', 'judge', 'judge_all', 'verdict_table']
 
-# %% ../nbs/33_claims.ipynb #1ba11ed0
-import dataclasses, math, tomllib
+# %% ../nbs/33_claims.ipynb #98c7722a
+import dataclasses, math, tomllib, warnings
 from importlib import resources
 from typing import Annotated, Literal
 import numpy as np
@@ -73,15 +73,18 @@ def paired(differences):
     p, exact = sign_flip(d) if n >= MIN_SEEDS else (None, True)
     return Paired(n, mean, sd, mean - half95, mean + half95, mean - half90, mean + half90, p, exact)
 
-# %% ../nbs/33_claims.ipynb #e6c244b5
+# %% ../nbs/33_claims.ipynb #fd553a64
 def differences(rows, left, right, value="accuracy", by="seed"):
     """Differences `value(left) - value(right)` of the trials that share `by`: (differences, seeds), sorted by seed.
 
     `left` and `right` are dicts of column values, each of which must single out one row a seed (ValueError else).
+    A seed with a trial that has no value (one that diverged may have none) is left out, with a warning that names it.
     """
     sides = []
     for wanted in (left, right):
-        found = rows[np.logical_and.reduce([rows[k] == v for k, v in wanted.items()] + [rows[value].notna()])]
+        found = rows[np.logical_and.reduce([rows[k] == v for k, v in wanted.items()])]
+        if (lost := found[found[value].isna()][by].tolist()): warnings.warn(f"{by} {', '.join(map(str, lost))} left out: {wanted} has no {value} there.", stacklevel=2)
+        found = found[found[value].notna()]
         if found[by].duplicated().any(): raise ValueError(f"{wanted} fits several trials of one {by}; name more columns.")
         sides.append(found.set_index(by)[value].astype(float))
     gap = (sides[0] - sides[1]).dropna().sort_index()

@@ -73,7 +73,7 @@ def main(args=None) -> int:
         _settle_paths()
         return app(args=args, prog_name="lth", standalone_mode=False) or 0
     except KeyboardInterrupt:
-        complain("interrupted")
+        complain("interrupted: what is finished is kept, and the same command goes on from there")
         return 130
     except BrokenPipeError: # `lth list | head`
         sys.stdout = None
@@ -88,6 +88,7 @@ def _sentence(error):
     text = str(error).strip()
     if type(error).__module__.startswith("lth_companion."): return text
     if isinstance(error, ImportError): return f"{text}: lth doctor says what is missing"
+    if mend := reproduce.disk_mend(text): return f"{text}{mend}"
     return f"{type(error).__name__}: {text or 'no message'} (LTH_DEBUG=1 shows where)"
 
 def _settle_paths():
@@ -190,11 +191,11 @@ def choose(settings, words) -> list:
         raise ReproduceError(f"{odd} does not run at tier {settings.tier}: choose one of {', '.join(next(e for e in chosen if e.label == odd).tiers)}")
     return fitting
 
-# %% ../nbs/36_cli.ipynb #b0440df7
+# %% ../nbs/36_cli.ipynb #6e4da11b
 def run_all(entries, settings, given) -> bool:
     "Run notebooks one after another and say what became of each; True if all is done."
     outcomes = []
-    with tempfile.TemporaryDirectory(prefix="lth-") as scratch, Watch(len(entries)) as watch:
+    with tempfile.TemporaryDirectory(prefix="lth-", ignore_cleanup_errors=True) as scratch, Watch(len(entries)) as watch:
         for entry in entries:
             watch.begin(entry.label)
             try: outcome = execute(entry, settings, given[entry.label], watch.trials, os.path.join(scratch, "forced"))
@@ -203,15 +204,17 @@ def run_all(entries, settings, given) -> bool:
                 raise reproduce.Interrupted("interrupted: every finished trial is kept, and the same command goes on from there") from None
             outcomes.append(outcome)
             watch.end(outcome)
+            if outcome.cluster_lost: break # the others would meet the same
     failed = [o for o in outcomes if o.state == "failed"]
     if settings.dry_run and not failed: print(f"total\t{reproduce._plan_text([s for o in outcomes for s in o.plan])}") # trials that notebooks share count once
     for outcome in outcomes:
         for line in outcome.failures: complain(f"{outcome.entry.label}: {line}")
     for outcome in failed: complain(outcome.text)
-    if failed and len(outcomes) > 1: complain(f"{len(failed)} of {len(outcomes)} notebooks failed")
+    left = f", {len(entries) - len(outcomes)} not begun without the cluster" if len(outcomes) < len(entries) else ""
+    if failed and len(entries) > 1: complain(f"{len(failed)} of {len(entries)} notebooks failed{left}: what is finished is kept; mend what is said above and give the same command again")
     return not failed
 
-# %% ../nbs/36_cli.ipynb #7215a8b4
+# %% ../nbs/36_cli.ipynb #848fea1f
 class Watch:
     "Shows how a run of several notebooks goes."
     def __init__(self, notebooks: int): self.notebooks, self.count, self.label, self.spoke, self.bar = notebooks, 0, "", 0.0, None
@@ -229,7 +232,7 @@ class Watch:
         else: print(line, flush=True)
 
     def begin(self, label):
-        self.count, self.label, self.spoke, self.start = self.count + 1, label, time.time(), time.time()
+        self.count, self.label, self.spoke, self.start = self.count + 1, label, time.monotonic(), time.monotonic()
         if self.bar:
             for task in self.bar.task_ids: self.bar.remove_task(task)
             self.task = self.bar.add_task(f"[{self.count}/{self.notebooks}] {label}".replace("[", r"\["), total=None, text="")
@@ -237,8 +240,8 @@ class Watch:
     def trials(self, now):
         "Called from another thread while a notebook runs, with how its present sweep goes."
         if self.bar: self.bar.update(self.task, completed=now["done"], total=now["total"], text=now["text"])
-        elif time.time() - self.spoke >= 30:
-            self.spoke = time.time()
+        elif time.monotonic() - self.spoke >= 30:
+            self.spoke = time.monotonic()
             self.say(f"{self.label}\t{now['text']}")
 
     def end(self, outcome):
@@ -376,7 +379,7 @@ def trials_show(hashes: Annotated[list[str], typer.Argument(metavar="HASH ...", 
         if record is None: raise ReproduceError(f"the result of {hash} is damaged and set aside: run its notebook again")
         print(json.dumps(reproduce.tidy(record), indent=1, sort_keys=True))
 
-# %% ../nbs/36_cli.ipynb #32d7f66a
+# %% ../nbs/36_cli.ipynb #eb45d9ae
 @trials_app.command("export")
 def trials_export(
     file: Annotated[Path, typer.Argument(metavar="FILE", help="Ends in .jsonl.xz or .jsonl.gz.")],
@@ -409,7 +412,7 @@ def trials_clean(
     folders = ["damaged", "failed"] + (["results", "memo", "notebooks"] if everything else [])
     doomed = [p for f in folders for p in (store.root / f).rglob("*") if p.is_file()]
     old = lambda p: time.time() - p.stat().st_mtime > 3600 # a younger one may be being written
-    doomed += [p for p in store.root.rglob(".*.tmp") if old(p)]
+    doomed += [p for pattern in (".*.tmp", "*.part") for p in store.root.rglob(pattern) if old(p)]
     for path in doomed: path.unlink(missing_ok=True)
     print(f"{len(doomed)} files removed from {store.root}")
 

@@ -7,7 +7,7 @@ __all__ = ['BUILT_IN', 'FAITHFUL', 'CLEAN', 'Size', 'TicketTrial', 'start', 'fin
            'train_tickets', 'level_densities', 'run_levels', 'mask_facts', 'thesis', 'thesis_size']
 
 # %% ../nbs/31_experiments.ipynb #78d241cd
-import copy, hashlib, json, math, os, warnings
+import copy, hashlib, json, math, os, time, warnings
 from functools import lru_cache, partial
 from pathlib import Path
 from typing import ClassVar, Literal
@@ -25,7 +25,7 @@ from .imp import random_masks, shuffle_masks
 from .models import create
 from .training import Recipe
 from .cohorts import train_cohort
-from .trials import Trial, active_store, changed_fields, digest
+from .trials import Store, Trial, active_store, changed_fields, digest
 
 # %% ../nbs/31_experiments.ipynb #41569738
 _VERSIONS = dict(data=1, model=1, selection=1, training=1, cohort=1, experiment=1, saw=1)   # raised by hand when results change
@@ -114,11 +114,26 @@ def _cost(trial) -> float:
 
 TicketTrial.cost = _cost
 
-# %% ../nbs/31_experiments.ipynb #e5479d83
+# %% ../nbs/31_experiments.ipynb #ac778e22
 @lru_cache(maxsize=2)
 def _data(name, device, train_size, validation): return datasets.load(name, device=device, train_size=train_size, validation=validation)
 
-def _load(trial): return _data(trial.data, trial.device, trial.train_size, trial.validation)
+def _load(trial):
+    d = _data(trial.data, trial.device, trial.train_size, trial.validation)
+    if (store := active_store()) and not datasets.facts(d.id).checksum: _same_content(str(store.root), d.id, d.checksum)
+    return d
+
+@lru_cache(maxsize=64)
+def _same_content(root, id, checksum):
+    "See that all trials of a store are made with one content of a data set whose checksum no table knows; a `DataError` if the file was swapped."
+    store, turn = Store(root), digest(['data', id])
+    while not store.claim(turn): time.sleep(.01)      # two workers may be the first at once
+    try:
+        known = store.memo('data', id)
+        if known is None: store.memo_put('data', id, checksum)
+    finally: store.claim(turn, on=False)
+    if known not in (None, checksum): raise datasets.DataError(f'{datasets.facts(id).title} on this machine has other content than the results in {root} were made with '
+        f'(its checksum begins {checksum[:8]}, theirs {known[:8]}): put the file back, or set LTH_RUNS to another folder.')
 
 @lru_cache(maxsize=8)
 def _start(data, device, train_size, validation, model, seed, init, reading, images, shuffled):

@@ -126,7 +126,7 @@ def styled(draw):
         with style(): return draw(*args, **kw)
     return inside
 
-# %% ../nbs/34_plots.ipynb #a0a86a01
+# %% ../nbs/34_plots.ipynb #8e0a3fa9
 def interval(values, level=0.95):
     "(mean, half width) of the Student-t interval; half width NaN for one value."
     values = np.asarray(values, dtype=float); n = len(values)
@@ -136,7 +136,12 @@ def _need(df, *columns):
     missing = [c for c in columns if c not in df]
     if missing: raise ValueError(f"The table has no column {missing[0]!r}; it has {', '.join(map(str, df.columns))}.")
 
-# %% ../nbs/34_plots.ipynb #27cfe2af
+def _say_left_out(ax, values):
+    "A mean of what is left must say so: runs without a value (one that diverged may have none) are counted above the axes."
+    lost = int(values.isna().sum())
+    if lost: ax.text(1, 1, f"{lost} of {len(values)} runs have no value and are left out", transform=ax.transAxes, ha="right", va="bottom", fontsize=5.5, color="#555555")
+
+# %% ../nbs/34_plots.ipynb #e9fe59d2
 @styled
 def accuracy_vs_density(df, by="scorer", value="accuracy", reported=None, width=TEXT / 2, height=2.6, title="", ylim=None, ax=None):
     """Figure of `value` (percent) against density (log axis), one row a trial in `df` (columns density, `by`, `value`).
@@ -158,6 +163,7 @@ def accuracy_vs_density(df, by="scorer", value="accuracy", reported=None, width=
             theirs = reported[(reported[by] == name) & reported["density"].isin(rows["density"].unique())]
             ax.plot(theirs["density"] * nudge * 1.015, theirs["accuracy"], linestyle="none", marker=given[name]["marker"],
                     markerfacecolor="white", markeredgecolor=given[name]["color"], markeredgewidth=0.8, zorder=4)
+    _say_left_out(ax, df[value])
     ticks = sorted(df["density"].unique())
     ax.set_xscale("log"); ax.set_xticks(ticks, [f"{d:g}" for d in ticks], rotation=60 if len(ticks) > 4 else 0); ax.minorticks_off()
     ax.set(xlabel="density (fraction of weights kept)", ylabel=f"test {value} (%)", title=title, ylim=ylim)
@@ -182,7 +188,7 @@ def _letters(table):
     shared = [members for members in cells.values() if len(members) > 1]
     return {chr(97 + k): members for k, members in enumerate(shared)}
 
-# %% ../nbs/34_plots.ipynb #14ae65dd
+# %% ../nbs/34_plots.ipynb #4d2b04fd
 @styled
 def heatmap(df, row="first", column="second", value="accuracy", cls=None, order=None, centre=None, limits=None, width=COLUMN, height=None, title="", decimals=1, mark=None, colorbar=True, ax=None):
     """Figure of a table of cells: `df` has one row a cell (columns `row`, `column`, `value`), repeated ones are averaged.
@@ -216,6 +222,7 @@ def heatmap(df, row="first", column="second", value="accuracy", cls=None, order=
     ax.set(xlabel=column, ylabel=row, title=title, xlim=(0, len(columns)), ylim=(len(rows), 0))
     for spine in ax.spines.values(): spine.set_visible(False)
     if colorbar: fig.colorbar(mesh, ax=ax, shrink=0.85, aspect=25).outline.set_linewidth(0.5)
+    if df.duplicated([row, column]).any(): _say_left_out(ax, df[value])    # an empty cell of its own says so by a dash
     return fig
 
 # %% ../nbs/34_plots.ipynb #160188a3
@@ -241,7 +248,7 @@ def forest(df, label="label", mean="mean", low="low", high="high", reported="rep
     if not fig.legends: fig.legend(*ax.get_legend_handles_labels(), loc="outside lower center", ncols=3)
     return fig
 
-# %% ../nbs/34_plots.ipynb #b55c28f3
+# %% ../nbs/34_plots.ipynb #4828bcd3
 @styled
 def strip(df, by="scorer", value="accuracy", seed="seed", connect=False, reported=None, width=COLUMN, height=None, title="", ax=None):
     """Figure of every run: one row of points a method, the mean with its 95 % interval below them, `reported` (dict name -> value) hollow.
@@ -262,7 +269,7 @@ def strip(df, by="scorer", value="accuracy", seed="seed", connect=False, reporte
         ax.errorbar([centre], [k + 0.2], xerr=[0 if math.isnan(half) else half], fmt="|", color="black", capsize=2, elinewidth=1, zorder=3)
         if reported and name in reported: ax.plot([reported[name]], [k + 0.2], "D", color=given[name]["color"], markerfacecolor="white", zorder=4)
     ax.set_yticks(range(len(names)), names); ax.invert_yaxis(); ax.grid(axis="y", visible=False)
-    ax.set(xlabel=f"test {value} (%)", title=title)
+    ax.set(xlabel=f"test {value} (%)", title=title); _say_left_out(ax, df[value])
     return fig
 
 # %% ../nbs/34_plots.ipynb #b7df6066

@@ -115,11 +115,14 @@ def welch(mean1, sd1, n1, mean2, sd2, n2, level=0.95):
     t = difference / math.sqrt(v)
     return dict(difference=difference, low=difference - half, high=difference + half, t=t, df=df, p=2 * stats.t.sf(abs(t), df))
 
-# %% ../nbs/32_reported.ipynb #c79ecec9
+# %% ../nbs/32_reported.ipynb #4eff908e
 def summary(rows, by, value="accuracy"):
-    "Mean (`measured`), sample `sd` and `n` of `value` for each combination of the columns `by`, in order of first appearance."
-    groups = rows.dropna(subset=[value]).groupby(list(by), sort=False, dropna=False)[value]
-    return groups.agg(measured="mean", sd="std", n="size").reset_index()
+    """Mean (`measured`), sample `sd` and `n` of `value` for each combination of the columns `by`, in order of first appearance.
+
+    Where rows have no value (a run that diverged may have none) a column `left_out` counts them."""
+    groups = rows.groupby(list(by), sort=False, dropna=False)[value]
+    found = groups.agg(measured="mean", sd="std", n="count", left_out=lambda v: v.isna().sum()).reset_index()
+    return found if found.left_out.any() else found.drop(columns="left_out")
 
 def beside(measured, paper, on, table=None, level=0.95):
     """`measured` (columns `on`, measured, sd, n) with the paper's values: reported, reported_sd, reported_n, difference, low, high.

@@ -4,12 +4,12 @@
 
 # %% auto #0
 __all__ = ['TIERS', 'ON_CPU', 'STANDARD', 'PACKAGES', 'PACKED', 'COLOURS', 'STYLE', 'ReproduceError', 'Interrupted', 'DryRun',
-           'suggest', 'check_tier', 'resolve_device', 'find_root', 'runs_folder', 'figures_folder', 'check_writable',
-           'Entry', 'read_entry', 'catalogue', 'select', 'Parameter', 'inspect', 'convert', 'read_params',
-           'source_hash', 'package_folder', 'library_hash', 'plugin_hashes', 'file_hash', 'read_provenance',
-           'unchanged', 'write_table', 'tidy', 'package_versions', 'code_version', 'machine', 'pack_path', 'open_store',
-           'Notebook', 'Settings', 'Outcome', 'cores', 'kernel_class', 'execute', 'ledgers', 'measurements', 'Report',
-           'report', 'report_lines', 'report_page']
+           'disk_mend', 'suggest', 'check_tier', 'resolve_device', 'find_root', 'runs_folder', 'figures_folder',
+           'check_writable', 'Entry', 'read_entry', 'catalogue', 'select', 'Parameter', 'inspect', 'convert',
+           'read_params', 'source_hash', 'package_folder', 'library_hash', 'plugin_hashes', 'file_hash',
+           'read_provenance', 'unchanged', 'write_table', 'tidy', 'package_versions', 'code_version', 'machine',
+           'pack_path', 'open_store', 'Notebook', 'Settings', 'Outcome', 'cores', 'kernel_class', 'execute', 'ledgers',
+           'measurements', 'Report', 'report', 'report_lines', 'report_page']
 
 # %% ../nbs/35_reproduce.ipynb #6ae2adcd
 import ast, contextlib, difflib, functools, hashlib, html, importlib.metadata, importlib.util, json, math, os, platform, re, shutil, subprocess, sys, tempfile, threading, time, typing
@@ -27,6 +27,12 @@ class Interrupted(ReproduceError):
 
 class DryRun(Exception):
     "Ends a notebook that was asked for its plan and has written it."
+
+# %% ../nbs/35_reproduce.ipynb #3f54faca
+def disk_mend(text) -> str:
+    "What follows an error's text, if it is that of a disk that takes nothing; else nothing."
+    if not re.search(r"\[Errno (1|13|28|30|122)\]", str(text)): return "" # EPERM, EACCES, ENOSPC, EROFS, EDQUOT
+    return ": free space or mend the permissions, or choose other folders with LTH_RUNS and --out; what is finished is kept, and the same command goes on from there"
 
 # %% ../nbs/35_reproduce.ipynb #266d9511
 def suggest(
@@ -394,7 +400,7 @@ def open_store(root, tier, paper, out=""):
         if pack_path(figures, tier, paper).exists(): store.attach(pack_path(figures, tier, paper))
     return store
 
-# %% ../nbs/35_reproduce.ipynb #5a8a2885
+# %% ../nbs/35_reproduce.ipynb #d05e359f
 class _Trials:
     "The half of `Notebook` that runs trials."
     pool, engine = None, None # its workers, once there is something to run; what the provenance says of them
@@ -412,7 +418,9 @@ class _Trials:
         todo = self._todo(_unique(trials))
         if self.dry: self._plan(bool(todo))
         if self.force and todo: self._engine(engine, todo, True, allow_failed)
-        return self._engine(engine, trials, False, allow_failed)
+        rows = self._engine(engine, trials, False, allow_failed)
+        self._note_diverged(trials, rows)
+        return rows
 
 def _unique(trials): return list({t.hash: t for t in trials}.values())
 
@@ -443,16 +451,16 @@ def _plan(self, stop):
 
 _Trials._todo, _Trials._plan = _todo, _plan
 
-# %% ../nbs/35_reproduce.ipynb #6fcabe63
+# %% ../nbs/35_reproduce.ipynb #dd1aaa68
 def _engine(self, engine, trials, force, allow_failed):
     "Run trials, telling the runner how far they are and packing them as time goes by."
-    every, packed = float(os.environ.get("LTH_PACK_EVERY") or 600), time.time()
+    every, packed = float(os.environ.get("LTH_PACK_EVERY") or 600), time.monotonic() # whatever the clock does
     total, done = len(_unique(trials)), 0 if force else sum(t in self.store for t in _unique(trials))
     def on_done(trial, result):
         nonlocal packed
         self.used[trial.hash] = trial
         if force and os.path.dirname(self.force): _append(self.force, trial.hash)
-        if time.time() - packed > every: self.pack(); packed = time.time()
+        if time.monotonic() - packed > every: self.pack(); packed = time.monotonic()
     _tell({"text": f"{done}/{total} trials", "done": done, "total": total})
     if self.pool is None and done < total: self.pool = self._start(engine) # kept for the next sweep: to start one takes seconds
     workers = 1 if os.environ.get("LTH_SCHEDULER") else self.workers # a cluster knows its own number
@@ -493,6 +501,26 @@ def _close(self) -> None:
 
 _Trials._engine, _Trials._start, _Trials.close = _engine, _start, _close
 
+# %% ../nbs/35_reproduce.ipynb #9fc3c9ac
+def _note_diverged(self, trials, rows):
+    "Remember which trials of a sweep diverged, and say how many."
+    if "diverged" not in rows: return
+    lost = {t.hash: (t, int(epoch)) for t, epoch in zip(trials, rows["diverged"]) if epoch is not None and epoch == epoch}
+    self.diverged |= lost
+    if lost: print(f"{len(lost)} of {len(_unique(trials))} trials diverged: they are results, listed in diverged.csv")
+
+def _diverged_table(self):
+    import pandas as pd
+    rows = [{"trial": h, "kind": t.kind, "seed": getattr(t, "seed", None), "epoch": epoch, "fields": json.dumps(t.description(), sort_keys=True)} for h, (t, epoch) in sorted(self.diverged.items())]
+    if rows: write_table(pd.DataFrame(rows), self._file("diverged.csv"))
+
+def _not_counted(self, seeds, first):
+    "A clause for a claim: seeds from `first` on that it does not count and that have a run that diverged."
+    lost = sorted({t.seed for t, _ in self.diverged.values() if hasattr(t, "seed") and t.seed >= first} - set(seeds))
+    return f"not counted here, with a run that diverged: seed {', '.join(map(str, lost))}" if lost else ""
+
+_Trials._note_diverged, _Trials._diverged_table, _Trials._not_counted = _note_diverged, _diverged_table, _not_counted
+
 # %% ../nbs/35_reproduce.ipynb #2ebd65ce
 def _others_use(folder, name):
     "Hashes of the trials behind the figures of a paper's other notebooks at this tier."
@@ -513,7 +541,7 @@ def _pack(self, drop=()):
 
 _Trials.pack = _pack
 
-# %% ../nbs/35_reproduce.ipynb #0e9ffa52
+# %% ../nbs/35_reproduce.ipynb #7d1c32c2
 class _Outputs:
     "The half of `Notebook` that writes."
     def table(self, df, name: str) -> None:
@@ -542,7 +570,9 @@ class _Outputs:
         from lth_companion import claims
         known = {c.id: c for c in claims.ledger(self.paper)}
         if id not in known: raise ReproduceError(f"the ledger of {self.paper} has no claim {id!r}: {suggest(id, known)}")
-        found = tidy(dict(claim=id, differences=list(differences), seeds=[int(s) for s in seeds], noise=None if noise is None else float(noise), unit=unit, note=note, data=data))
+        seeds = [int(s) for s in seeds]
+        note = "; ".join(filter(None, (note, self._not_counted(seeds, min(seeds, default=0) // 100 * 100)))) # seeds 0-9 choose, those from 100 on decide
+        found = tidy(dict(claim=id, differences=list(differences), seeds=seeds, noise=None if noise is None else float(noise), unit=unit, note=note, data=data))
         print(f"{id}: {claims.judge(known[id], claims.Measurement(**found)).text}")
         self.claims[id] = found
         if not self.dry: _write(self._file("claims.json"), _json(self.claims))
@@ -558,7 +588,7 @@ def _display(value):
     from IPython.display import display
     display(value)
 
-# %% ../nbs/35_reproduce.ipynb #b81e253e
+# %% ../nbs/35_reproduce.ipynb #8d3c6e1e
 class Notebook(_Trials, _Outputs):
     "A paper notebook at work: runs trials, writes figures, tables and claims, and leaves their provenance."
     def __init__(self,
@@ -578,18 +608,19 @@ class Notebook(_Trials, _Outputs):
         self.figures = figures_folder(self.root, out)
         self.folder = self.figures / tier / paper / name
         self.dry, self.force = os.environ.get("LTH_DRY_RUN", ""), os.environ.get("LTH_FORCE", "")
-        self.used, self.outputs, self.claims, self.sweeps, self.trained, self.failed = {}, set(), {}, [], 0, {}
-        self.source, self.started = source_hash(self.path), time.time()
+        self.used, self.outputs, self.claims, self.sweeps, self.trained, self.failed, self.diverged = {}, set(), {}, [], 0, {}, {}
+        self.source, self.started = source_hash(self.path), time.monotonic()
         seen = sys._getframe(1).f_globals # the notebook's own names
         self.parameters = tidy({k: seen.get(k, p.default) for k, p in inspect(self.path).items()})
 
     def __repr__(self): return f"Notebook({self.paper}/{self.name}, {self.tier}, {self.device}) -> {self.folder}"
 
-# %% ../nbs/35_reproduce.ipynb #8f7aa629
+# %% ../nbs/35_reproduce.ipynb #ffa561f5
 def _finish(self) -> None:
     "End the workers, write `provenance.json`, drop what an earlier version of this notebook left, and close the pack. The last call of a notebook."
     self.close()
     if self.dry: return
+    self._diverged_table()
     was = read_provenance(self.folder)
     for name in set(was.get("outputs", ())) - self.outputs: (self.folder / Path(name).name).unlink(missing_ok=True)
     self.pack(drop=set(was.get("trials", {}).get("hashes", ())) - set(self.used) - _others_use(self.folder.parent, self.name))
@@ -598,28 +629,34 @@ def _finish(self) -> None:
 
 Notebook.finish = _finish
 
-# %% ../nbs/35_reproduce.ipynb #6f38969c
+# %% ../nbs/35_reproduce.ipynb #e3a4d62f
 def _provenance(self):
     trials = sorted(self.used.items())
     return {"paper": self.paper, "notebook": self.name, "tier": self.tier, "source": self.source,
         "parameters": self.parameters, "device": self.device, "plugins": plugin_hashes(),
         "seeds": sorted({t.seed for _, t in trials if hasattr(t, "seed")}),
         "trials": {"count": len(trials), "kinds": sorted({t.kind for _, t in trials}), "hashes": [h for h, _ in trials]},
-        "code": code_version(self.root), "data": _data_used(t for _, t in trials),
+        "code": code_version(self.root), "data": _data_used([t for _, t in trials], self.store if self.trained else None),
         "packages": package_versions(), "machine": machine(self.device), "engine": self.engine if self.trained else None, # what ran what was trained now
         "outputs": {name: file_hash(self.folder / name) for name in sorted(self.outputs)},
-        "trained": self.trained, "wall_seconds": round(time.time() - self.started, 1), "date": datetime.now(timezone.utc).isoformat(timespec="seconds")}
+        "trained": self.trained, "wall_seconds": round(time.monotonic() - self.started, 1), "date": datetime.now(timezone.utc).isoformat(timespec="seconds")}
 
-def _data_used(trials):
-    "Id and checksum of every data set that the trials name; a data set that is not on this machine has no checksum."
+def _data_used(trials, store=None):
+    """Id and checksum of every data set that the trials name; a data set that is not on this machine has no checksum.
+
+    `store`: of trials trained just now. ReproduceError where the file is no longer what they were trained with."""
     names = sorted({t.data for t in trials if isinstance(getattr(t, "data", None), str)})
     if not names: return {}
     from lth_companion import data
     rows = {r["id"]: r for r in data.status()}
     ids = {n: data.facts(n).id for n in names}
+    for i in sorted(set(ids.values())) if store else ():
+        if (path := rows[i]["path"]) and os.path.exists(path) and not rows[i]["here"]: raise ReproduceError(rows[i]["note"])
+        if rows[i]["here"] and store.memo("data", i) not in (None, rows[i]["checksum"]):
+            raise ReproduceError(f"{path} was swapped while the trials ran, which have other content: put the file back and give the same command, or set LTH_RUNS to another folder")
     return {n: {"id": i, "checksum": rows.get(i, {}).get("checksum") or None} for n, i in ids.items()}
 
-# %% ../nbs/35_reproduce.ipynb #0d210360
+# %% ../nbs/35_reproduce.ipynb #79f4ab5d
 @dataclass
 class Settings:
     "What is asked of every chosen notebook."
@@ -641,6 +678,7 @@ class Outcome:
     folder: Path | None = None
     plan: list = field(default_factory=list)
     failures: list = field(default_factory=list) # a sentence for each reason why trials failed
+    cluster_lost: bool = False
 
 # %% ../nbs/35_reproduce.ipynb #61266a25
 def cores() -> int:
@@ -689,7 +727,7 @@ def _watched(path, on_progress):
     try: yield
     finally: stop.set(); thread.join()
 
-# %% ../nbs/35_reproduce.ipynb #7f5ae39a
+# %% ../nbs/35_reproduce.ipynb #4dce5aea
 def execute(
     entry: Entry,
     settings: Settings,
@@ -707,8 +745,8 @@ def execute(
     if "tier" not in known: raise ReproduceError(f"{entry.label} has no parameter 'tier': add tier: str = \"smoke\" to its parameters cell")
     if not settings.force and not settings.dry_run and unchanged(entry, {k: p.default for k, p in known.items()} | given, device, folder):
         return Outcome(entry, "unchanged", "outputs are up to date", folder=folder)
-    started, stamp = time.time(), _stamp(folder)
-    with tempfile.TemporaryDirectory(prefix="lth-") as scratch:
+    started, stamp = time.monotonic(), _stamp(folder)
+    with tempfile.TemporaryDirectory(prefix="lth-", ignore_cleanup_errors=True) as scratch: # an interrupted kernel may still be writing there
         plan = Path(scratch) / "plan.json"
         output = Path(scratch) / "plan.ipynb" if settings.dry_run else runs / "notebooks" / settings.tier / entry.paper / f"{entry.name}.ipynb"
         output.parent.mkdir(parents=True, exist_ok=True)
@@ -716,18 +754,20 @@ def execute(
             LTH_FORCE=(forced or Path(scratch) / "forced") if settings.force and not settings.dry_run else None)
         log = Path(scratch) / "kernel.log"
         with _environment(**variables), _watched(variables["LTH_PROGRESS"], on_progress): error = _papermill(entry, output, given, log)
-        if error and not settings.dry_run: shutil.copy(log, output.with_suffix(".log"))
+        if error and not settings.dry_run:
+            with contextlib.suppress(OSError): shutil.copy(log, output.with_suffix(".log")) # a full disk is why it failed
         told = Path(variables["LTH_PROGRESS"])
-        outcome = Outcome(entry, "done", seconds=time.time() - started, folder=folder, plan=json.loads(plan.read_text()) if plan.exists() else [],
+        outcome = Outcome(entry, "done", seconds=time.monotonic() - started, folder=folder, plan=json.loads(plan.read_text()) if plan.exists() else [],
             failures=json.loads(told.read_text()).get("failures", []) if told.exists() else [])
     if error and not (settings.dry_run and error[0] == "DryRun"):
+        outcome.cluster_lost = error[0] == "ClusterError"
         outcome.state, outcome.text = "failed", f"{entry.label} failed in {error[1]}" + ("" if settings.dry_run else f"; the executed notebook is {output}")
     elif settings.dry_run: outcome.state, outcome.text = "planned", _plan_text(outcome.plan) + (" (and what later cells add once these are done)" if error and _more_runs(entry, outcome.plan) else "")
     elif _stamp(folder) == stamp: outcome.state, outcome.text = "failed", f"{entry.label} ended without here.finish(): add it as the notebook's last call"
     else: outcome.text = f"{read_provenance(folder)['trials']['count']} trials, {read_provenance(folder)['trained']} trained now"
     return outcome
 
-# %% ../nbs/35_reproduce.ipynb #480bf7c5
+# %% ../nbs/35_reproduce.ipynb #8e8cfb6a
 def _stamp(folder):
     "Changes whenever a notebook finishes."
     with contextlib.suppress(OSError): return (folder / "provenance.json").stat().st_mtime_ns, (folder / "provenance.json").stat().st_ino
@@ -738,15 +778,16 @@ def _papermill(entry, output, given, log):
     import papermill
     from papermill.exceptions import PapermillExecutionError
     logging.getLogger("papermill").setLevel(logging.ERROR)
+    logging.getLogger("asyncio").setLevel(logging.CRITICAL) # after Ctrl-C it would end with the kernel's traceback, which is in the executed notebook
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore") # of papermill's own dependencies; the notebook's go into its outputs
             papermill.execute_notebook(entry.path, output, given, cwd=entry.path.parent, kernel_name="python3", language="python", progress_bar=False, kernel_manager_class=kernel_class(log))
     except PapermillExecutionError as e:
         last = ([l for l in str(e.evalue).splitlines() if l.strip()] or [""])[-1].strip()
-        return e.ename, f"cell [{e.exec_count}]: {e.ename}: {last}"
+        return e.ename, f"cell [{e.exec_count}]: {e.ename}: {last}{disk_mend(last)}"
     except RuntimeError as e: # the kernel died or could not start
-        return type(e).__name__, f"its kernel ({' '.join(str(e).split()) or type(e).__name__}): if memory is short use fewer --workers; its last words are in {output.with_suffix('.log')}"
+        return type(e).__name__, f"its kernel ({' '.join(str(e).split()) or type(e).__name__}): if memory is short use fewer --workers, and give the same command again; its last words are in {output.with_suffix('.log')}"
 
 def _more_runs(entry, sweeps):
     "Whether later cells of a notebook call `run` too, so that a plan that stopped early is not the whole."

@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['prunable', 'generator', 'TicketError', 'check_masks', 'Ticket']
 
-# %% ../nbs/00_tickets.ipynb #d0b4c99b
-import hashlib, importlib, json
+# %% ../nbs/00_tickets.ipynb #570c7d89
+import hashlib, importlib, json, os
 from dataclasses import dataclass, field
 from pathlib import Path
 import numpy as np
@@ -128,7 +128,7 @@ Ticket.digest = property(_digest, doc='sha256 of the effective weights, the mask
 Ticket.apply = _apply
 Ticket.apply.__doc__ = 'Write the effective weights (and `rest`) into `model`, in place; a `TicketError` if they do not fit.'
 
-# %% ../nbs/00_tickets.ipynb #c660b2e4
+# %% ../nbs/00_tickets.ipynb #f58cf6e2
 _COMPACT = 'lth_companion.storage'      # the module of the other forms, and the key of their header in a file
 
 def _plain(ticket:Ticket) -> tuple[dict[str, Tensor], dict[str, str]]:
@@ -149,7 +149,7 @@ def _save(ticket:Ticket, path, form:str='plain', source=None) -> Path:
     else:
         tensors, header = importlib.import_module(_COMPACT).pack(ticket, form, source)
         meta = {_COMPACT: json.dumps(header)}
-    path = Path(path); part = path.with_name(path.name + '.part')
+    path = Path(path); part = path.with_name(f'{path.name}.{os.getpid()}.part')    # two processes may keep the same ticket
     part.write_bytes(save(tensors, meta)); part.replace(path)
     return path
 

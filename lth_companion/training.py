@@ -8,7 +8,7 @@ __all__ = ['Recipe', 'Stopper', 'Result', 'Progress', 'order', 'autocast', 'opti
            'stop_split', 'train', 'train_together']
 
 # %% ../nbs/12_training.ipynb #a83c8d3d
-import contextlib, hashlib, itertools, json, math, warnings
+import contextlib, hashlib, itertools, jso, math, os, warnings
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
@@ -203,7 +203,7 @@ def keep(path, model, opt, masks, sparsity, key:dict, records:list):
     tensors |= {f'masks/{n}': m for n, m in zip(prunable(model), masks or ())}
     tensors = {n: t.detach().cpu().contiguous() for n, t in tensors.items()}
     meta = {'key': json.dumps(key, sort_keys=True), 'records': json.dumps(records), 'sparsity': json.dumps(meta)}
-    path = Path(path); part = path.with_name(path.name + '.part')
+    path = Path(path); part = path.with_name(f'{path.name}.{os.getpid()}.part')
     path.parent.mkdir(parents=True, exist_ok=True)
     part.write_bytes(save(tensors, meta | {'sha256': _seal(tensors, meta)})); part.replace(path)
 

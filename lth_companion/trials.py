@@ -193,11 +193,11 @@ def write_file(path, data: bytes):
     path = pathlib.Path(path)
     temporary = path.with_name(f".{uuid.uuid4().hex}.tmp")
     try:
-        try: temporary.write_bytes(data)
-        except FileNotFoundError:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            temporary.write_bytes(data)
-        os.replace(temporary, path)
+        for more in (2, 1, 0):
+            try: temporary.write_bytes(data), os.replace(temporary, path); break
+            except FileNotFoundError:  # no folder yet; or `lth trials clean`, by a clock that jumped, took the temporary file for an old one
+                if not more: raise
+                path.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise StoreError(f"{path} cannot be written ({error.strerror}): free space or mend the permissions, or choose another folder "
                          "with LTH_RUNS; what is finished is kept, and the same command goes on from there") from None
@@ -247,7 +247,7 @@ def read_pack(path) -> dict[str, bytes]:
                       "git checkout restores it.", stacklevel=3)
     return good
 
-# %% ../nbs/30_trials.ipynb #fcce6b21
+# %% ../nbs/30_trials.ipynb #4fc0d5c1
 @functools.cache
 def _lock_file(path): return os.open(path, os.O_RDWR | os.O_CREAT, 0o666)  # never closed: closing would drop the locks
 
@@ -319,7 +319,7 @@ class Store:
             with open(probe := self.root / f".{uuid.uuid4().hex}.tmp", "w") as file: file.write("probe")
             probe.unlink()
         except OSError as error:
-            raise StoreError(f"The store {self.root} cannot be written ({error.strerror}): mend its permissions, "
+            raise StoreError(f"The store {self.root} cannot be written ({error.strerror}): free space or mend its permissions, "
                              "or choose another folder with LTH_RUNS") from None
 
     def claim(self, trial, on=True) -> bool:
@@ -349,6 +349,7 @@ def reason(error: BaseException) -> str:
     if isinstance(error, ValidationError):
         return "; ".join(".".join(map(str, e["loc"])) + (": " if e["loc"] else "") + e["msg"] for e in error.errors())[:500]
     text = " ".join(str(error).split())[:500]
+    if isinstance(error, MemoryError): return f"it needs more memory than there is (MemoryError: {text or 'no message'}); fewer workers leave more to each"
     return text if text and isinstance(error, (ValueError, RuntimeError)) else f"{type(error).__name__}: {text}".rstrip(": ")
 
 @contextlib.contextmanager
@@ -791,7 +792,7 @@ class Sweep:
         for t in group:
             self.deaths[t.hash] += 1
             if self.deaths[t.hash] <= 2: self.queue.appendleft([t])
-            else: self.finish(t, {"failed": f"its worker died three times ({reason(error)})", "traceback": ""})
+            else: self.finish(t, {"failed": f"its worker died three times ({reason(error).rstrip('.')}); if memory is short, use fewer workers", "traceback": ""})
 
     def finish(self, t, outcome):
         "Keep one outcome: the file first, then the books."

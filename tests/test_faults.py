@@ -1,0 +1,126 @@
+"""Every fault of `faults.py` once, with small sweeps; `make faults` injects each several times, also under `lth run`."""
+import contextlib, math, random, threading, warnings
+
+import pandas as pd
+import pytest
+
+import faults
+from faults import FAULTS, Lab, NotHere, Traced, inject, kept_promise
+from lth_companion import claims, experiments, plots, reported, trials as engine
+from lth_companion.cli import main
+from lth_companion.reproduce import disk_mend, read_provenance
+from lth_companion.trials import Store, run
+from test_reproduce import RUN, SHOW, START, TRIALS, clone, write_notebook  # noqa: F401 (clone is a fixture)
+
+SMALL = {"scheduler": dict(lth=True, notebooks=2, count=6), "nan": dict(diverge=True, count=4, workers=1)}
+QUICK = [name for name in FAULTS if not name.startswith("swapped")]  # that one's workers load torch three times: its parts are tested below
+
+
+@pytest.mark.parametrize("name", QUICK)
+def test_fault(name, monkeypatch):
+    if name == "scheduler": pytest.importorskip("distributed")
+    monkeypatch.setattr(FAULTS[name], "lab", dict(count=8, seconds=0.04) | SMALL.get(name, {}))
+    try: found = inject(FAULTS[name], random.Random(0), lth=False)
+    except NotHere as why: pytest.skip(str(why))
+    assert found and all(kept_promise(FAULTS[name], seen) for seen in found), [s for s in found if not kept_promise(FAULTS[name], s)]
+
+
+def test_the_harness_sees_what_is_lost_run_twice_or_torn(tmp_path):
+    "Each of its counts, against a store that was tampered with."
+    def tampered(folder, change):
+        lab = Lab(tmp_path / folder, count=3, seconds=0, workers=1)
+        assert lab.here()[0] == 0
+        file = next(lab.runs.glob("results/*/*.json"))
+        change(file)
+        return faults.check(folder, lab, 0, "", again=lab.here)
+    whole = tampered("nothing", lambda f: None)
+    assert not whole.bad, whole
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        gone, torn = tampered("gone", lambda f: f.unlink()), tampered("torn", lambda f: f.write_bytes(f.read_bytes()[:50]))
+    assert gone.twice == 1 and torn.twice == 1 and torn.half >= 1
+    assert tampered("table", lambda f: (f.parents[3] / "rows.csv").chmod(0o644)).differs == 0
+
+
+# ---- a data file that was swapped
+
+@pytest.mark.parametrize("name, says", [("fault-known", "is damaged .*`lth data fetch fault-known` mends it"), ("fault-unknown", "other content than the results in .*put the file back")])
+def test_a_swapped_data_file_is_refused(name, says, tmp_path, monkeypatch):
+    for variable, value in {"LTH_CACHE": tmp_path / "cache", "FAULT_LOG": tmp_path / "log"}.items(): monkeypatch.setenv(variable, str(value))
+    trials = [Traced(number=n, seconds=0, real=True, data=name) for n in range(2)]
+    faults.write_tiny_data(name)
+    first = run(trials[:1], tmp_path / "s", progress="silent")
+    assert first.failed.isna().all(), first.failed[0]
+    faults.write_tiny_data(name, relabelled=100)
+    for cached in (experiments._data, experiments._start): cached.cache_clear()  # a new worker
+    refused = run(trials, tmp_path / "s", progress="silent")
+    assert refused.failed[0] is None and pd.Series(refused.failed[1]).str.contains(says).all(), refused.failed[1]
+    faults.write_tiny_data(name)
+    experiments._data.cache_clear()
+    assert run(trials, tmp_path / "s", progress="silent").attrs["ran"] == 1
+
+
+# ---- clocks
+
+def test_a_cleaner_with_another_clock_costs_nothing(tmp_path, monkeypatch):
+    "`lth trials clean` removes a temporary file between its writing and its renaming."
+    monkeypatch.setenv("LTH_RUNS", str(tmp_path / "s"))
+    real, cleaned = engine.os.replace, []
+    def replace(a, b):
+        if not cleaned:
+            cleaned.append(a)
+            monkeypatch.setattr(engine.time, "time", lambda now=engine.time.time: now() + 86400)
+            assert main(["trials", "clean"]) == 0 and not a.exists()
+        return real(a, b)
+    monkeypatch.setattr(engine.os, "replace", replace)
+    Store(tmp_path / "s").put(engine.Idle(), {"slept": 0})
+    assert cleaned and Store(tmp_path / "s").get(engine.Idle()) == {"slept": 0}
+
+
+# ---- means
+
+def test_a_mean_says_what_it_leaves_out():
+    rows = pd.DataFrame(dict(scorer=["a"] * 3 + ["b"] * 3, density=.1, seed=[0, 1, 2] * 2, accuracy=[90, math.nan, 92, 80, 81, 82.]))
+    assert reported.summary(rows, ["scorer"]).left_out.tolist() == [1, 0]
+    assert "left_out" not in reported.summary(rows[rows.scorer == "b"], ["scorer"])
+    with pytest.warns(UserWarning, match="seed 1 left out: {'scorer': 'a'} has no accuracy there"): assert claims.differences(rows, {"scorer": "a"}, {"scorer": "b"}) == ([10, 10], [0, 2])
+    for fig in (plots.accuracy_vs_density(rows), plots.strip(rows), plots.heatmap(rows, row="scorer", column="density")):
+        assert "1 of 6 runs have no value and are left out" in [t.get_text() for t in fig.axes[0].texts]
+        assert not [t for t in plots.strip(rows.fillna(85)).axes[0].texts]
+
+
+def test_disk_mend():
+    assert "free space" in disk_mend(OSError(28, "x")) and "LTH_RUNS" in disk_mend("cell [3]: [Errno 30] y") and disk_mend(ValueError("28")) == disk_mend(OSError(2, "z")) == ""
+
+
+# ---- what diverged, in a paper notebook
+
+LOSING = '''
+class Losing(Tiny):
+    kind = "losing"
+    @classmethod
+    def run_group(cls, trials): return [r | {"diverged": 2 if t.x == t.seed - 100 else None} for t, r in zip(trials, super().run_group(trials))]
+'''
+
+def test_what_diverged_is_listed_beside_the_tables(clone):
+    (clone.root / "tiny_trials.py").write_text(TRIALS + LOSING)
+    lost = RUN.replace("Tiny(", "Losing(") + "\nrows = rows[rows.seed != 100]"
+    clone.write(START.replace("import Tiny", "import Losing"), lost, SHOW.replace("seeds=seeds or [100, 101]", "seeds=[101]"))
+    outcome = clone.execute()
+    assert outcome.state == "done", outcome.text
+    listed = pd.read_csv(clone.figures / "diverged.csv")
+    assert listed[["kind", "seed", "epoch"]].values.tolist() == [["losing", s, 2] for s in listed.seed] and sorted(listed.seed) == [100, 101]
+    assert "diverged.csv" in read_provenance(clone.figures)["outputs"]
+    assert "not counted here, with a run that diverged: seed 100" in (clone.figures / "claims.json").read_text()
+    clone.write()
+    assert clone.execute().state == "done" and not (clone.figures / "diverged.csv").exists() and "not counted" not in (clone.figures / "claims.json").read_text()
+
+
+def test_a_run_ends_with_its_cluster(clone, capsys, monkeypatch):
+    "The later notebooks are not begun: each would fail by itself."
+    for name in ("02_other", "03_other"): write_notebook(clone.notebook.with_name(f"{name}.ipynb"), START.replace("01_tiny", name), RUN, "here.finish()")
+    clone.write(START, "from lth_companion.clusters import ClusterError\nraise ClusterError('The scheduler is gone: start it again, and give the same command')")
+    assert main(["run", "--repo", str(clone.root), "--workers", "1"]) == 1
+    out, err = capsys.readouterr()
+    assert out.count("failed") == 1 and "02_other" not in out and "The scheduler is gone" in err
+    assert err.splitlines()[-1] == "lth: 1 of 3 notebooks failed, 2 not begun without the cluster: what is finished is kept; mend what is said above and give the same command again"
