@@ -8,7 +8,7 @@ __all__ = ['Recipe', 'Stopper', 'Result', 'Progress', 'order', 'autocast', 'opti
            'stop_split', 'train', 'train_together']
 
 # %% ../nbs/12_training.ipynb #a83c8d3d
-import contextlib, hashlib, itertools, jso, math, os, warnings
+import contextlib, hashlib, itertools, json, math, os, warnings
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
