@@ -73,7 +73,7 @@ ENGINES = {"pool": lambda workers, root: Workers(workers), "dask": dask}
 
 def warm(engine, make, root):
     "Every worker has imported what it needs and read the data."
-    quietly(make([1000, 2000]), pathlib.Path(root, "warm"), executor=engine)
+    with tempfile.TemporaryDirectory(dir=root) as store: quietly(make([1000, 2000]), store, executor=engine)
 
 def scaling(note, Ratio, quick):
     "Two workers against two processes started by hand, each of which runs half of the same trials; all have started and are warm. One worker: as many trials a minute."

@@ -458,7 +458,7 @@ class InProcess(Executor):
         except Exception as error: future.set_exception(error)
         return future
 
-# %% ../nbs/30_trials.ipynb #5edb1369
+# %% ../nbs/30_trials.ipynb #a164f1a6
 CANNOT_START = "The worker processes cannot start: in a script, call run under `if __name__ == '__main__':`; else try workers=1"
 
 @contextlib.contextmanager
@@ -478,7 +478,8 @@ def _start_worker():
 class Workers(Executor):
     "`count` spawned processes of one thread each; one that dies is replaced. RuntimeError if they cannot start."
     def __init__(self, count: int):
-        self.count, self.slots, self.false_starts = count, deque(), 0
+        self.count = self._max_workers = count  # the latter for `places`
+        self.slots, self.false_starts = deque(), 0
 
     def submit(self, fn, /, *args, **kwargs):
         while True:

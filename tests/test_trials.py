@@ -623,3 +623,10 @@ def test_of_a_lost_call_each_trial_is_run_alone(tmp_path):
     assert rows["square"].tolist() == [n**2 for n in range(40)] and rows["failed"].isna().all() and sorted(executions(tmp_path)) == list(range(40))
     first = len(lost.calls[0])
     assert first == 10 and lost.calls.count([1]) >= first and rows.attrs["ran"] == 40
+
+
+def test_a_pool_that_is_given_is_used_in_its_whole_width(tmp_path):
+    with T.Workers(2) as pool:
+        assert T.places(pool) == 2
+        rows = quiet([Threads(number=n) for n in range(6)], tmp_path, executor=pool)
+        assert len(set(rows["pid"])) == 2
