@@ -221,11 +221,11 @@ class Claim(BaseModel):
             raise ValueError(f"{self.id} is {self.source}, so it must not state a reported number")
         return self
 
-# %% ../nbs/33_claims.ipynb #9d14f0fd
+# %% ../nbs/33_claims.ipynb #d8433114
 def _sentence(error):
     "The first complaint of a pydantic error, in one sentence."
     first = error.errors()[0]
-    return f"{'.'.join(map(str, first['loc'])) or 'entry'}: {first['msg']}"
+    return f"{'.'.join(map(str, first['loc'])) or 'entry'}: {first['msg']}"[:300]
 
 def ledger(paper, path=None):
     """Every claim of a paper, as a list of `Claim`, from its TOML ledger (`path`: another file).
