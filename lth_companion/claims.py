@@ -359,7 +359,7 @@ def _needed(claim, measurement, found, m):
     tested = _tested(claim, measurement) or list(measurement.differences)
     return n_to_decide(float(np.mean(tested)), found.sd, None if claim.direction == ">=" else m)
 
-# %% ../nbs/33_claims.ipynb #f9853bcd
+# %% ../nbs/33_claims.ipynb #6af92977
 def judge_all(claims, measurements):
     """The `Verdict` on every claim, in order, Holm-corrected within families. `measurements`: list of `Measurement` (or of dicts).
 
@@ -369,6 +369,7 @@ def judge_all(claims, measurements):
     for entry in measurements:
         try: entry = entry if isinstance(entry, Measurement) else Measurement.model_validate(entry)
         except ValidationError as error: raise ClaimError(f"A measurement does not hold together: {_sentence(error)}.") from None
+        except UnicodeEncodeError: raise ClaimError("A measurement names something that is no Unicode text; run its notebook again.") from None
         if entry.claim not in ids: raise ClaimError(f"Measured claim {entry.claim!r:.80} is not in the ledger; did you mean {_nearest(entry.claim, ids)!r}?")
         if entry.claim in found: raise ClaimError(f"Claim {entry.claim!r:.80} was measured twice; a claim has one measurement a tier.")
         found[entry.claim] = entry

@@ -362,6 +362,17 @@ def test_a_sealed_checkpoint_of_odd_content_is_refused(change, tmp_path):
 
 def test_a_good_checkpoint_is_read(tmp_path): assert training.resume(resealed(tmp_path/"c"), *trained(), None, KEY) == [[1.5, 40.]]
 
+def test_a_good_checkpoint_is_read_whatever_the_order_of_names_in_the_file(tmp_path):
+    "safetensors gives names in the order of the alphabet, ResNet-20 has another."
+    def going():
+        model = create("resnet-20", (3, 8, 8), 3, generator(0, "init"), width=.125)
+        assert list(prunable(model)) != sorted(prunable(model))
+        return model, training.optimizer(model, RECIPE), [torch.rand_like(w).round().detach() for w in prunable(model).values()]
+    model, opt, masks = going()
+    training.keep(tmp_path/"c", model, opt, masks, None, KEY, [[1.5, 40.]])
+    again, other, read = going()
+    assert training.resume(tmp_path/"c", again, other, read, None, KEY) == [[1.5, 40.]] and all(map(torch.equal, masks, read))
+
 @pytest.mark.parametrize("meta", [dict(key="[" * 10**5), dict(records="9" * 10**5), dict(sparsity="{")])
 def test_a_checkpoint_that_cannot_be_parsed_is_begun_anew(meta, tmp_path):
     with pytest.warns(UserWarning, match="starts anew"): assert training.resume(resealed(tmp_path/"c", **meta), *trained(), None, KEY) == []
