@@ -221,7 +221,7 @@ class Claim(BaseModel):
             raise ValueError(f"{self.id} is {self.source}, so it must not state a reported number")
         return self
 
-# %% ../nbs/33_claims.ipynb #d8433114
+# %% ../nbs/33_claims.ipynb #34e2d75e
 def _sentence(error):
     "The first complaint of a pydantic error, in one sentence."
     first = error.errors()[0]
@@ -246,11 +246,11 @@ def ledger(paper, path=None):
     claims = []
     for entry in listed:
         try: claims.append(Claim(**entry))
-        except ValidationError as error: raise ClaimError(f"Claim {entry.get('id', len(claims))!r} of {paper}: {_sentence(error)}.") from None
+        except ValidationError as error: raise ClaimError(f"Claim {entry.get('id', len(claims))!r:.80} of {paper}: {_sentence(error)}.") from None
     ids = [claim.id for claim in claims]
     for claim in claims:
-        if ids.count(claim.id) > 1: raise ClaimError(f"{paper} lists claim {claim.id!r} twice; rename one.")
-        if claim.same_contrast and claim.same_contrast not in ids: raise ClaimError(f"Claim {claim.id!r} refers to {claim.same_contrast!r}, which {paper} does not list.")
+        if ids.count(claim.id) > 1: raise ClaimError(f"{paper} lists claim {claim.id!r:.80} twice; rename one.")
+        if claim.same_contrast and claim.same_contrast not in ids: raise ClaimError(f"Claim {claim.id!r:.80} refers to {claim.same_contrast!r:.80}, which {paper} does not list.")
     return claims
 
 # %% ../nbs/33_claims.ipynb #e83ab56f
