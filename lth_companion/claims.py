@@ -224,11 +224,11 @@ class Claim(BaseModel):
             raise ValueError(f"{self.id} is {self.source}, so it must not state a reported number")
         return self
 
-# %% ../nbs/33_claims.ipynb #9d14f0fd
+# %% ../nbs/33_claims.ipynb #34e2d75e
 def _sentence(error):
     "The first complaint of a pydantic error, in one sentence."
     first = error.errors()[0]
-    return f"{'.'.join(map(str, first['loc'])) or 'entry'}: {first['msg']}"
+    return f"{'.'.join(map(str, first['loc'])) or 'entry'}: {first['msg']}"[:300]
 
 def ledger(paper, path=None):
     """Every claim of a paper, as a list of `Claim`, from its TOML ledger (`path`: another file).
@@ -249,11 +249,11 @@ def ledger(paper, path=None):
     claims = []
     for entry in listed:
         try: claims.append(Claim(**entry))
-        except ValidationError as error: raise ClaimError(f"Claim {entry.get('id', len(claims))!r} of {paper}: {_sentence(error)}.") from None
+        except ValidationError as error: raise ClaimError(f"Claim {entry.get('id', len(claims))!r:.80} of {paper}: {_sentence(error)}.") from None
     ids = [claim.id for claim in claims]
     for claim in claims:
-        if ids.count(claim.id) > 1: raise ClaimError(f"{paper} lists claim {claim.id!r} twice; rename one.")
-        if claim.same_contrast and claim.same_contrast not in ids: raise ClaimError(f"Claim {claim.id!r} refers to {claim.same_contrast!r}, which {paper} does not list.")
+        if ids.count(claim.id) > 1: raise ClaimError(f"{paper} lists claim {claim.id!r:.80} twice; rename one.")
+        if claim.same_contrast and claim.same_contrast not in ids: raise ClaimError(f"Claim {claim.id!r:.80} refers to {claim.same_contrast!r:.80}, which {paper} does not list.")
     return claims
 
 # %% ../nbs/33_claims.ipynb #e83ab56f
@@ -362,7 +362,7 @@ def _needed(claim, measurement, found, m):
     tested = _tested(claim, measurement) or list(measurement.differences)
     return n_to_decide(float(np.mean(tested)), found.sd, None if claim.direction == ">=" else m)
 
-# %% ../nbs/33_claims.ipynb #f9853bcd
+# %% ../nbs/33_claims.ipynb #6af92977
 def judge_all(claims, measurements):
     """The `Verdict` on every claim, in order, Holm-corrected within families. `measurements`: list of `Measurement` (or of dicts).
 
@@ -372,6 +372,7 @@ def judge_all(claims, measurements):
     for entry in measurements:
         try: entry = entry if isinstance(entry, Measurement) else Measurement.model_validate(entry)
         except ValidationError as error: raise ClaimError(f"A measurement does not hold together: {_sentence(error)}.") from None
+        except UnicodeEncodeError: raise ClaimError("A measurement names something that is no Unicode text; run its notebook again.") from None
         if entry.claim not in ids: raise ClaimError(f"Measured claim {entry.claim!r:.80} is not in the ledger; did you mean {_nearest(entry.claim, ids)!r}?")
         if entry.claim in found: raise ClaimError(f"Claim {entry.claim!r:.80} was measured twice; a claim has one measurement a tier.")
         found[entry.claim] = entry

@@ -176,13 +176,15 @@ class Parameter:
     type: object = field(compare=False)
     default: object = field(compare=False)
 
-# %% ../nbs/35_reproduce.ipynb #aea3feb3
+# %% ../nbs/35_reproduce.ipynb #4b39c139
 def _kind(node):
     "The type that an annotation spells with `_NAMES`; nothing is evaluated."
     if isinstance(node, ast.Name): return _NAMES[node.id]
     if isinstance(node, ast.BinOp) and isinstance(node.op, ast.BitOr): return _kind(node.left) | _kind(node.right)
-    if not isinstance(node, ast.Subscript): return ast.literal_eval(node) # None, or a value of a Literal
-    return _kind(node.value)[tuple(map(_kind, node.slice.elts)) if isinstance(node.slice, ast.Tuple) else _kind(node.slice)]
+    if isinstance(node, ast.Constant) and node.value in (None, ...): return node.value
+    kind = _kind(node.value)
+    read = ast.literal_eval if kind is typing.Literal else _kind
+    return kind[tuple(map(read, node.slice.elts)) if isinstance(node.slice, ast.Tuple) else read(node.slice)]
 
 def _type(name, written, where):
     if name in STANDARD: return STANDARD[name]
@@ -214,7 +216,7 @@ def _body(cell, where):
         return ast.parse(cell).body
     except (SyntaxError, ValueError, RecursionError, MemoryError): raise ReproduceError(f"{where}: the cell with the tag 'parameters' is no Python: mend it") from None
 
-# %% ../nbs/35_reproduce.ipynb #c121405f
+# %% ../nbs/35_reproduce.ipynb #0d91a413
 def _literal(text):
     with contextlib.suppress(Exception): return json.loads(text, parse_constant=lambda c: c) # NaN and Infinity stay words
     with contextlib.suppress(Exception): return ast.literal_eval(text)
@@ -235,7 +237,9 @@ def convert(
         if listed and isinstance(value, (str, int, float)): value = [_literal(t.strip()) for t in text.split(",") if t.strip()]
         if listed and isinstance(value, tuple): value = list(value)
     config = pydantic.ConfigDict(strict=True, allow_inf_nan=False, arbitrary_types_allowed=True)
-    try: return pydantic.TypeAdapter(kind, config=config).validate_python(value)
+    try: known = pydantic.TypeAdapter(kind, config=config)
+    except Exception: raise ReproduceError(f"the parameter {parameter.name!r:.80} has the type {parameter.annotation!r:.80}, which is none: mend it in the notebook") from None
+    try: return known.validate_python(value)
     except pydantic.ValidationError:
         raise ReproduceError(f"the parameter {parameter.name!r:.80} wants {parameter.annotation:.80}, not {text!r:.80}: for example -p {parameter.name}={_spell(parameter.default):.80}") from None
 

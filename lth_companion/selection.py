@@ -12,16 +12,16 @@ import numba, numpy as np
 import torch
 from torch import Tensor
 
-# %% ../nbs/01_selection.ipynb #99448f88
+# %% ../nbs/01_selection.ipynb #7586ada2
 class SelectionError(ValueError):
     "Scores or a density from which no mask can be made; the message names the mend."
 
 def check_density(density:float, what:str='density') -> float:
     "`density` as a float if it lies in (0, 1]; else a `SelectionError`."
     try: value = float(density)
-    except (TypeError, ValueError): value = math.nan
+    except (TypeError, ValueError, OverflowError): value = math.nan
     if not 0 < value <= 1:
-        raise SelectionError(f'The {what} is {density}, but it is the fraction of weights kept: give a number above 0 and at most 1, '
+        raise SelectionError(f'The {what} is {density!s:.80}, but it is the fraction of weights kept: give a number above 0 and at most 1, '
                              'such as 0.1 to keep 10 %.')
     return value
 

@@ -183,7 +183,7 @@ def evaluate(model, data, split:str='test', batch_size:int=1000) -> tuple[float,
     model.train(was)
     return float(loss) / len(y), 100 * int(right) / len(y)
 
-# %% ../nbs/12_training.ipynb #213a8bae
+# %% ../nbs/12_training.ipynb #ac32487d
 def velocity_of(model, opt) -> dict[str, torch.Tensor]:
     "The optimizer's momentum buffers by parameter name (copies; empty before the first step)."
     found = {n: opt.state[p].get('momentum_buffer') for n, p in model.named_parameters()}
@@ -231,8 +231,8 @@ def resume(path, model, opt, masks, sparsity, key:dict) -> list:
         if not all(len(r) in (2, 4) and all(type(v) is float for v in r) for r in records): raise ValueError('its records are none')
         model.load_state_dict(part('model'))
         put_velocity(model, opt, part('velocity'))
-        if masks: check_masks(kept := part('masks'), model)
-        for n, m in zip(prunable(model), masks or ()): m.copy_(kept[n])
+        kept = check_masks({n: tensors[f'masks/{n}'] for n in prunable(model)}, model) if masks else {}
+        for m, was in zip(masks or (), kept.values()): m.copy_(was)
         if sparsity: sparsity.restore(part('sparsity'), extra)
     except (AttributeError, LookupError, TypeError, ValueError, RuntimeError) as e:      # whole and of this training, but not as `keep` writes it; the model is half changed
         raise ValueError(f'{path} holds no state of this training ({(str(e).splitlines() or [type(e).__name__])[0][:80]}); remove it, and training starts anew.') from None

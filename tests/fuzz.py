@@ -181,7 +181,7 @@ def tickets(folder):
             elif what == 2 and t.numel(): tensors[name] = torch.full_like(t, rng.choice((0, 1, 255)))
             elif what == 3: tensors[rng.choice(("x", "rest/x", *tensors))] = tensors.pop(name)
             elif what == 4: tensors[name] = torch.zeros(rng.choice(((0,), (0, 2**40), (1,) * 9, ())))
-            elif what == 5 and t.numel() and t.is_floating_point(): tensors[name] = torch.full_like(t, rng.choice((float("nan"), float("inf"), 1e30)))
+            elif what == 5 and t.numel() and t.is_floating_point() and t.element_size() > 1: tensors[name] = torch.full_like(t, rng.choice((float("nan"), float("inf"), 6e4)))
             elif t.numel(): tensors[name] = torch.frombuffer(bytearray(rng.randbytes(t.numel() * t.element_size())), dtype=t.dtype).reshape(t.shape)
         return tensors
     def meta_of(rng, meta, tensors):

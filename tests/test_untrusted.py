@@ -217,6 +217,11 @@ def test_a_trial_of_odd_fields():
         try: assert Idle.model_validate_json(text).hash == Idle(number=2).hash
         except ValueError as error: assert len(trials.reason(error)) <= 500 and "\n" not in trials.reason(error)
 
+def test_a_density_beyond_all_floats():
+    for density in (10**400, -10**400):
+        with pytest.raises(ValueError) as error: Supermask(density=density)
+        assert "fraction of weights kept" in trials.reason(error.value) and len(trials.reason(error.value)) <= 500
+
 def test_keys_of_a_pack_are_hashes(tmp_path, monkeypatch):
     "A key such as ../../x would be looked up as a file, found damaged, and moved."
     outside, pack, good = tmp_path/"precious.json", tmp_path/"pack.gz", Idle(number=1)
@@ -356,6 +361,17 @@ def test_a_sealed_checkpoint_of_odd_content_is_refused(change, tmp_path):
     one_sentence(error)
 
 def test_a_good_checkpoint_is_read(tmp_path): assert training.resume(resealed(tmp_path/"c"), *trained(), None, KEY) == [[1.5, 40.]]
+
+def test_a_good_checkpoint_is_read_whatever_the_order_of_names_in_the_file(tmp_path):
+    "safetensors gives names in the order of the alphabet, ResNet-20 has another."
+    def going():
+        model = create("resnet-20", (3, 8, 8), 3, generator(0, "init"), width=.125)
+        assert list(prunable(model)) != sorted(prunable(model))
+        return model, training.optimizer(model, RECIPE), [torch.rand_like(w).round().detach() for w in prunable(model).values()]
+    model, opt, masks = going()
+    training.keep(tmp_path/"c", model, opt, masks, None, KEY, [[1.5, 40.]])
+    again, other, read = going()
+    assert training.resume(tmp_path/"c", again, other, read, None, KEY) == [[1.5, 40.]] and all(map(torch.equal, masks, read))
 
 @pytest.mark.parametrize("meta", [dict(key="[" * 10**5), dict(records="9" * 10**5), dict(sparsity="{")])
 def test_a_checkpoint_that_cannot_be_parsed_is_begun_anew(meta, tmp_path):
@@ -564,6 +580,13 @@ def test_types_are_read_as_they_were(tmp_path):
                "f: 'int' = 1": int, "g: Union[int, str] = 1": typing.Union[int, str], "h: None = None": None, "i: tuple[()] = ()": tuple[()], "j: list = []": list}
     found = reproduce.inspect(notebook(tmp_path/"n.ipynb", "\n".join(written)))
     assert [p.type for p in found.values()] == list(written.values())
+
+@pytest.mark.parametrize("written", ["tuple[int, int, ...]", "tuple[1, ...]", "list[1]", "Literal[1.5, 'a']", "dict[int]"])
+def test_a_type_that_is_none_is_named(written, tmp_path):
+    with pytest.raises(ReproduceError) as error:
+        entry = reproduce.Entry("p", "n", notebook(tmp_path/"n.ipynb", f"x: {written} = 1"))
+        assert reproduce.read_params(["x=zzz"], [entry])
+    assert "x" in one_sentence(error)
 
 @pytest.mark.parametrize("value", [CODE, f"{CODE}; x=1", "[" * 10**5, "-" * 10**5 + "1", "9" * 10**6, "nan", "1e999", "{[]: 1}", "\0", "é" * 10**5, "lambda: 0", '"\n' + CODE, "(" * 199 + ")" * 199, "1," * 10**4 + CODE])
 def test_a_value_that_is_code_stays_text(value, tmp_path, monkeypatch):
