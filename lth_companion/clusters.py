@@ -445,7 +445,7 @@ def slurm_options(config, device="cpu") -> dict:
         job_extra_directives=[*([f"--gres={s.gpu}"] if device == "cuda" else []), *s.directives],
         worker_extra_args=["--nthreads", "1", "--no-dashboard", "--memory-limit", "0"], scheduler_options={"port": s.port, "dashboard": False, "dashboard_address": ":0"})
 
-# %% ../nbs/29_clusters.ipynb #5ea57f4e
+# %% ../nbs/29_clusters.ipynb #2d0f42db
 def _client(address):
     distributed = dask_distributed()
     import logging, warnings
@@ -453,12 +453,15 @@ def _client(address):
         logging.getLogger(name).setLevel(logging.CRITICAL) # what matters is said in our own sentences
     try:
         host, port = distributed.comm.get_address_host_port(address)
-        socket.create_connection((host, port), timeout=5).close() # refused at once, where Dask would go on trying
+        tls = address.startswith("tls")
+        if tls and not distributed.Security().tls_ca_file: raise ValueError("Dask's configuration names no certificates under distributed.comm.tls")
+        with socket.create_connection((host, port), timeout=5) as s: # refused at once, where Dask would go on trying
+            if not tls and not s.recv(1): raise ConnectionError("it says nothing") # Dask speaks first; for one who does not, its client would wait for ever
         with warnings.catch_warnings():
             warnings.simplefilter("ignore") # of versions that differ: admission compares those that matter
             return distributed.Client(address, timeout=10, set_as_default=False, asynchronous=False)
     except Exception as e:
-        raise ClusterError(f"No Dask scheduler answers at {address} ({type(e).__name__}): start one (dask scheduler), or mend the address, which looks like tcp://10.0.0.5:8786") from None
+        raise ClusterError(f"No Dask scheduler answers at {address} ({_why(e)}): start one (dask scheduler), or mend the address, which looks like tcp://10.0.0.5:8786") from None
 
 # %% ../nbs/29_clusters.ipynb #7be91461
 def connect(

@@ -211,6 +211,12 @@ def test_nobody_listens(address, tmp_path):
     assert "\n" not in str(error.value)
 
 
+def test_what_listens_is_no_scheduler(tmp_path):
+    with socket.create_server(("127.0.0.1", 0)) as silent, pytest.raises(ClusterError, match="No Dask scheduler answers at .*timed out"):
+        connect(f"tcp://127.0.0.1:{silent.getsockname()[1]}", root=tmp_path)
+    with pytest.raises(ClusterError, match="names no certificates"): connect("tls://127.0.0.1:9", root=tmp_path)
+
+
 def test_no_workers(tmp_path):
     with C._scheduler("127.0.0.1") as empty, pytest.raises(ClusterError, match="No worker has been at the scheduler .* for 1 s"):
         connect(empty.scheduler_address, root=tmp_path, patience=1)
@@ -281,6 +287,13 @@ def test_the_example_holds_the_defaults():
     written = yaml.safe_load(C.EXAMPLE.read_text())
     assert set(written) == set(C.Configuration.model_fields)
     for name in C.KINDS: assert set(written[name]) == set(type(getattr(C.Configuration(), name)).model_fields)
+
+
+def test_the_readme_has_a_configuration_that_is_read(tmp_path):
+    [text] = re.findall(r"```yaml\n(.*?)```", (HERE.parent / "README.md").read_text(), re.S)
+    (tmp_path / "lab.yaml").write_text(text)
+    found = read_config(tmp_path / "lab.yaml")
+    assert found.ssh.hosts == ["node1", "node2"] and found.slurm.walltime == "08:00:00" and found.ssh.workers == 16
 
 
 # ---- clusters that we start; ssh and sbatch are stand-ins that run the command here
