@@ -1,16 +1,17 @@
-# make figures   install, fetch MNIST, run the smoke tier of every paper notebook, print the report
-# make test      install, check the house, test the notebooks of the library, pytest
-# make faults    install, disturb real sweeps in every way that tests/faults.py knows, print the table (some 20 minutes)
-# make lab       install, open JupyterLab
-# make bench-gpu install, print what a GPU makes of the recipe's options
-# make fuzz      install, try 100,000 altered inputs on every reader of files from elsewhere (about 20 minutes)
-# make bench     install, print the benchmarks' ratios and what worsened; adds a line to benchmarks/results/<machine>.json (about 25 minutes, on an idle machine)
-# make clean     remove what can be made again (not runs/, not the data cache)
+# make figures     install, fetch MNIST, run the smoke tier of every paper notebook, print the report
+# make test        install, check the house, test the notebooks of the library, pytest
+# make lab         install, open JupyterLab
+# make bench       install, print the benchmarks' ratios and what worsened; adds a line to benchmarks/results/<machine>.json (about 25 minutes, on an idle machine)
+# make bench-gpu   install, print what a GPU makes of the recipe's options
+# make faults      install, disturb real sweeps in every way that tests/faults.py knows, print the table (some 20 minutes)
+# make fuzz        install, try 100,000 altered inputs on every reader of files from elsewhere (about 20 minutes)
+# make dask-smoke  install, compare the smoke tier on Dask workers with the process pool's, byte for byte (half an hour on two cores)
+# make clean       remove what can be made again (not runs/, not the data cache)
 SHELL := bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := figures
 .DELETE_ON_ERROR:
-.PHONY: venv figures test faults lab bench bench-gpu fuzz clean
+.PHONY: venv figures test lab bench bench-gpu faults fuzz dask-smoke clean
 
 # one thread a process: small layers are slower with two, and worker processes use the other cores
 export OMP_NUM_THREADS := 1
@@ -42,20 +43,25 @@ test: venv
 	$(BIN)/nbdev_test --n_workers 2 --skip_folder_re '^([_.]|papers)'
 	$(BIN)/python -m pytest -q -m "not gpu" --ignore=tests/test_house.py
 
-faults: venv
-	$(BIN)/python tests/faults.py --out benchmarks/results/faults.csv
-
 lab: venv
 	$(BIN)/jupyter lab nbs
-
-bench-gpu: venv
-	$(BIN)/python benchmarks/gpu.py
 
 bench: venv
 	$(BIN)/python benchmarks/run.py
 
+bench-gpu: venv
+	$(BIN)/python benchmarks/gpu.py
+
+faults: venv
+	$(BIN)/python tests/faults.py --out benchmarks/results/faults.csv
+
 fuzz: venv
 	$(BIN)/python tests/fuzz.py --out benchmarks/results/fuzz.csv
+
+dask-smoke: venv
+	$(BIN)/lth data fetch mnist
+	$(BIN)/python tests/dask_smoke.py $(NOTEBOOKS)
+	$(BIN)/python tests/dask_smoke.py --kill $(or $(NOTEBOOKS),learning_to_learn/04 weight_correlation/02 granet/04 weight_recycling/01)
 
 clean:
 	rm -rf $(VENV) build dist _docs _proc figures/smoke *.egg-info .pytest_cache .hypothesis

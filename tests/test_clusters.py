@@ -1,22 +1,22 @@
 """Chapter 29: real Dask schedulers and workers, started by hand in processes of their own; real kills."""
-import json, os, pathlib, signal, socket, stat, subprocess, sys, textwrap, time
+import os, pathlib, platform, re, signal, socket, stat, subprocess, sys, textwrap, time
 from concurrent.futures import CancelledError
 
 import pytest
 
 pytest.importorskip("distributed")
-from lth_companion import clusters as C, data, trials as T
-from lth_companion.cli import main
+from lth_companion import cli, clusters as C, trials as T
 from lth_companion.clusters import ClusterError, WorkerLost, connect, read_config, start
 from lth_companion.reproduce import read_provenance
 from lth_companion.searches import SupermaskTrial
 from lth_companion.sparse_training import SparseTrial
 from lth_companion.trials import Idle, run
+from test_cli import lth
+from test_reproduce import clone  # noqa: F401 (clone is a fixture)
 from test_searches import BASE, settings as search_settings
 from test_sparse_training import BASE as SPARSE
-from test_trials import Logged, Threads, executions, logged, quiet, until
+from test_trials import HERE, Logged, Threads, executions, logged, quiet, until
 
-HERE = pathlib.Path(__file__).parent
 ENVIRONMENT = os.environ | {"PYTHONPATH": f"{HERE}{os.pathsep}{HERE.parent}", "OMP_NUM_THREADS": "2"}  # which a worker must not keep
 
 
@@ -46,10 +46,11 @@ class Lab:
 
     def __enter__(self): return self
     def __exit__(self, *error):
-        for p in self.processes: p.terminate()
-        for p in self.processes:
-            try: p.wait(10)
-            except subprocess.TimeoutExpired: p.kill()
+        for group in (self.processes[1:], self.processes[:1]):  # workers that lose their scheduler first take longer to end
+            for p in group: p.terminate()
+            for p in group:
+                try: p.wait(10)
+                except subprocess.TimeoutExpired: p.kill()
 
 
 def together(address, count, **options):
@@ -71,12 +72,6 @@ def lab():
 @pytest.fixture
 def two(lab, tmp_path):
     with together(lab.address, 2, root=tmp_path / "s") as there: yield there
-
-
-def _grow_old():
-    "Runs on a worker: it remembers other code than is in its files."
-    import lth_companion.clusters as there
-    there.facts()["lth_companion"] = "an older one"  # the cached dict itself
 
 
 # ---- the same rows
@@ -109,6 +104,36 @@ def test_one_thread_and_the_same_store(two, tmp_path):
     about = two.about()
     assert (about["engine"], about["workers"], about["scheduler"]) == ("dask", 2, two.address) and about["hosts"]
     assert not list((tmp_path / "s").glob("*.tmp")) or two.probe.exists()
+
+
+TRAINS = """from lth_companion.reproduce import Notebook
+from lth_companion.sparse_training import SparseTrial
+here = Notebook("learning_to_learn", "01_tiny", tier=tier, workers=workers, out=out)
+rows = here.run([SparseTrial(data="digits", width=.2, recipe=dict(max_epochs=3, patience=None), scorer="snip", density=d, seed=s) for d in (.1, .2) for s in (0, 1)])"""
+SHOWS = """from matplotlib.figure import Figure
+fig = Figure(); fig.subplots().plot(rows.density, rows.accuracy)
+here.table(rows[["density", "seed", "accuracy"]], "accuracy")
+here.figure(fig, "accuracy")
+here.finish()"""
+
+
+def test_lth_run_on_a_cluster_writes_the_same_bytes(lab, clone, tmp_path, capsys, monkeypatch):
+    "A small notebook that trains; tests/dask_smoke.py does the same with those of the papers."
+    clone.write(TRAINS, SHOWS)
+    monkeypatch.setenv("PYTHONPATH", str(HERE.parent))
+    folders, run = {}, ("run", "learning_to_learn/01", "--repo", clone.root, "--out")
+    for name, options in {"pool": ["--workers", "2"], "dask": ["--scheduler", lab.address]}.items():
+        monkeypatch.setenv("LTH_RUNS", str(tmp_path / f"runs-{name}"))
+        code, out, err = lth(capsys, *run, tmp_path / name, *options)
+        assert code == 0, err
+        folders[name] = tmp_path / name / "smoke/learning_to_learn/01_tiny"
+    assert f"cluster\t{lab.address}\t2 workers" in out and "LTH_SCHEDULER" not in os.environ
+    pool, dask = ({p.name: p.read_bytes() for p in f.iterdir() if p.suffix in (".csv", ".svg", ".json") and p.name != "provenance.json"} for f in folders.values())
+    assert pool == dask and any(n.endswith(".csv") for n in pool)
+    made = {name: read_provenance(f) for name, f in folders.items()}
+    assert made["pool"]["trained"] == made["dask"]["trained"] == 4 and made["pool"]["engine"] == {"engine": "processes", "workers": 2}
+    assert made["dask"]["engine"]["engine"] == "dask" and made["dask"]["engine"]["scheduler"] == lab.address
+    assert "unchanged" in lth(capsys, *run, tmp_path / "dask")[1]  # who ran it does not matter
 
 
 def test_a_failing_trial_is_a_row(two, tmp_path):
@@ -186,6 +211,12 @@ def test_nobody_listens(address, tmp_path):
     assert "\n" not in str(error.value)
 
 
+def test_what_listens_is_no_scheduler(tmp_path):
+    with socket.create_server(("127.0.0.1", 0)) as silent, pytest.raises(ClusterError, match="No Dask scheduler answers at .*timed out"):
+        connect(f"tcp://127.0.0.1:{silent.getsockname()[1]}", root=tmp_path)
+    with pytest.raises(ClusterError, match="names no certificates"): connect("tls://127.0.0.1:9", root=tmp_path)
+
+
 def test_no_workers(tmp_path):
     with C._scheduler("127.0.0.1") as empty, pytest.raises(ClusterError, match="No worker has been at the scheduler .* for 1 s"):
         connect(empty.scheduler_address, root=tmp_path, patience=1)
@@ -206,8 +237,12 @@ def test_a_worker_with_other_code_is_refused(lab, tmp_path, monkeypatch, name, v
 
 
 def test_a_worker_older_than_its_files_is_started_anew(lab, tmp_path):
+    def grow_old():
+        "Runs on a worker: it remembers other code than is in its files."
+        import lth_companion.clusters as there
+        there.facts()["lth_companion"] = "an older one"  # the cached dict itself
     with together(lab.address, 2, root=tmp_path) as there: before = set(pids(there))
-    with together(lab.address, 2, root=tmp_path) as there: there.client.run(_grow_old)
+    with together(lab.address, 2, root=tmp_path) as there: there.client.run(grow_old)
     with together(lab.address, 2, root=tmp_path) as there:
         assert not before & set(pids(there)) and there.submit(int, 3).result(60) == 3
 
@@ -254,6 +289,13 @@ def test_the_example_holds_the_defaults():
     for name in C.KINDS: assert set(written[name]) == set(type(getattr(C.Configuration(), name)).model_fields)
 
 
+def test_the_readme_has_a_configuration_that_is_read(tmp_path):
+    [text] = re.findall(r"```yaml\n(.*?)```", (HERE.parent / "README.md").read_text(), re.S)
+    (tmp_path / "lab.yaml").write_text(text)
+    found = read_config(tmp_path / "lab.yaml")
+    assert found.ssh.hosts == ["node1", "node2"] and found.slurm.walltime == "08:00:00" and found.ssh.workers == 16
+
+
 # ---- clusters that we start; ssh and sbatch are stand-ins that run the command here
 
 def stand_in(folder, name, text):
@@ -271,7 +313,7 @@ def test_start(kind, tmp_path, monkeypatch):
     (tmp_path / "c.yaml").write_text("environment: {EXTRA: a b}\nwait: 240\nlocal: {workers: 1}\nssh: {hosts: [one, two], address: 127.0.0.1}\n"
                                      "slurm: {workers: 1, memory: 1GB, interface: lo, queue: long}\n")
     monkeypatch.setenv("LTH_CLUSTER_CONFIG", str(tmp_path / "c.yaml"))
-    with connect(cluster=kind, root=tmp_path / "s") as there:
+    with start(kind) as started, connect(started, root=tmp_path / "s") as there:
         until(lambda: len(there.hosts) == 1 + (kind == "ssh"), 240)
         assert {there.submit(os.getenv, k).result() for k in ("EXTRA", "OMP_NUM_THREADS")} == {"a b", "1"}
         processes = pids(there)
@@ -300,43 +342,23 @@ def test_what_cannot_be_started_is_one_sentence(kind, text, says, tmp_path, monk
     stand_in(tmp_path, "ssh", "echo no such host one >&2; exit 255")
     monkeypatch.setenv("PATH", f"{tmp_path}{os.pathsep}{os.environ['PATH']}")
     (tmp_path / "c.yaml").write_text(text)
-    with pytest.raises(ClusterError, match=says) as error: connect(cluster=kind, config=tmp_path / "c.yaml", root=tmp_path)
+    with pytest.raises(ClusterError, match=says) as error:
+        with start(kind, tmp_path / "c.yaml") as started: connect(started, root=tmp_path)
     assert "\n" not in str(error.value)
 
 
 # ---- the command line
 
-NOTEBOOK = "weight_recycling/01_what_a_supermask_is"  # the cheapest that trains
-
-
-def lth(capsys, *args):
-    capsys.readouterr()
-    code = main([str(a) for a in args])
-    out = capsys.readouterr()
-    return code, out.out, out.err
-
-
-def test_lth_run_on_a_cluster_writes_the_same_bytes(lab, tmp_path, capsys, monkeypatch):
-    if not all(r["here"] for r in data.status() if r["name"] == "mnist"): pytest.skip("MNIST is not here: lth data fetch mnist")
-    monkeypatch.chdir(HERE.parent)
-    folders = {}
-    for name, options in {"pool": ["--workers", "2"], "dask": ["--scheduler", lab.address]}.items():
-        monkeypatch.setenv("LTH_RUNS", str(tmp_path / f"runs-{name}"))
-        code, out, err = lth(capsys, "run", NOTEBOOK, "--tier", "smoke", "--out", tmp_path / name, *options)
-        assert code == 0, err
-        folders[name] = tmp_path / name / "smoke" / NOTEBOOK
-    assert f"cluster\t{lab.address}\t2 workers" in out and "LTH_SCHEDULER" not in os.environ
-    pool, dask = ({p.name: p.read_bytes() for p in f.iterdir() if p.suffix in (".csv", ".svg", ".json") and p.name != "provenance.json"} for f in folders.values())
-    assert pool == dask and any(n.endswith(".csv") for n in pool)
-    made = {name: read_provenance(f) for name, f in folders.items()}
-    assert made["pool"]["trained"] == made["dask"]["trained"] > 0 and made["pool"]["engine"] == {"engine": "processes", "workers": 2}
-    assert made["dask"]["engine"]["engine"] == "dask" and made["dask"]["engine"]["scheduler"] == lab.address
-    assert "unchanged" in lth(capsys, "run", NOTEBOOK, "--out", tmp_path / "dask")[1]  # who ran it does not matter
-
-
 @pytest.mark.parametrize("options, says", [(["--scheduler", "tcp://127.0.0.1:9"], "No Dask scheduler answers at tcp://127.0.0.1:9"), (["--cluster", "pbs"], "there is no kind of cluster 'pbs'"),
     (["--scheduler", "tcp://127.0.0.1:9", "--cluster", "local"], "one of the two"), (["--cluster-config", "x.yaml"], "goes with --cluster"), (["--cluster", "ssh", "--cluster-config", "x.yaml"], "x.yaml cannot be read")])
 def test_lth_run_says_what_is_wrong(capsys, monkeypatch, tmp_path, options, says):
     monkeypatch.chdir(HERE.parent)
-    code, out, err = lth(capsys, "run", NOTEBOOK, "--out", tmp_path, *options)
+    code, out, err = lth(capsys, "run", "weight_recycling/01", "--out", tmp_path, *options)
     assert code == 1 and says in err and err.count("lth: ") == 1 and "Traceback" not in err and not out
+
+
+def test_doctor_names_the_workers(lab, tmp_path, monkeypatch):
+    monkeypatch.setenv("LTH_SCHEDULER", lab.address)
+    monkeypatch.setenv("LTH_RUNS", str(tmp_path))
+    [(state, what, text)] = cli._check_cluster("")
+    assert (state, what) == ("ok", "cluster") and re.fullmatch(rf"{lab.address}, [12] workers on {platform.node()}", text)
