@@ -2,7 +2,7 @@
 # make test      install, check the house, test the notebooks of the library, pytest
 # make faults    install, disturb real sweeps in every way that tests/faults.py knows, print the table (some 20 minutes)
 # make lab       install, open JupyterLab
-# make bench     install, print the benchmarks' ratios
+# make bench     install, print the benchmarks' ratios and what worsened; adds a line to benchmarks/results/<machine>.json (about 25 minutes, on an idle machine)
 # make clean     remove what can be made again (not runs/, not the data cache)
 SHELL := bash
 .SHELLFLAGS := -euo pipefail -c

@@ -1,10 +1,12 @@
 """Ratios, each against a base measured in the same run, variants in turn; medians with the spread of the paired ratios.
 
-python benchmarks/run.py [NAME ...] [--quick] [--json FILE]     (make bench runs all and writes benchmarks/results/<machine>.json)
-Exit code 1 if a ratio misses its bound. One thread; the machine should be otherwise idle."""
+python benchmarks/run.py [NAME ...] [--quick] [--json FILE]     (make bench: all)
+A whole run is added to benchmarks/results/<machine>.json; a partial or a quick one is only compared with what stands there (history.py
+has the rule: WORSE marks a ratio that worsened by more than its spread). Exit code 1 if a ratio misses its bound. One thread; the
+machine should be otherwise idle."""
 import os
 os.environ["OMP_NUM_THREADS"] = "1"
-import argparse, collections, copy, json, math, pathlib, platform, statistics, sys, time
+import argparse, collections, copy, json, math, pathlib, statistics, sys, time
 import numpy as np, torch
 import torch.nn.functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -17,34 +19,50 @@ from lth_companion.models import create
 from lth_companion.pruning import prune
 from lth_companion.selection import _threshold, keep_top
 from lth_companion.tickets import Ticket, generator, prunable
+from lth_companion.reproduce import code_version, cores, machine
 from lth_companion.training import Recipe, optimizer, step, train
+sys.path.insert(0, os.path.dirname(__file__))
+import history, sweeps
 
-Row = collections.namedtuple("Row", "name what value bound holds detail")
-ROWS = []
+Row = collections.namedtuple("Row", "name what value low high bound lower holds detail")
+ROWS, PAST = [], []
+
+class Ratio(float):
+    "The median of what was found, with its spread: the range, or what is given."
+    def __new__(cls, found, value=None, spread=None):
+        self = super().__new__(cls, statistics.median(found) if value is None else value)
+        self.spread, self.n = spread or (min(found), max(found)), len(found)
+        return self
 
 def note(name, what, value, bound, low=False, detail=""):
     "Keep and print one row; `low`: the bound is a lower one."
-    holds = value >= bound if low else value <= bound
-    ROWS.append(Row(name, what, value, bound, holds, detail))
-    print(f"{'ok  ' if holds else 'MISS'} {name:34s} {value:8.3f} (bound {'>=' if low else '<='} {bound:g})  {what}{'; ' + detail if detail else ''}", flush=True)
+    holds, (a, b) = value >= bound if low else value <= bound, getattr(value, "spread", (value, value))
+    worse, was = history.worsened((value, a, b), [r["rows"][name] for r in PAST if name in r["rows"]], not low)
+    ROWS.append(Row(name, what, float(value), float(a), float(b), bound, low, bool(holds), detail))
+    spread = f" [{a:.3f}, {b:.3f}] of {value.n}" if isinstance(value, Ratio) else ""
+    print(f"{'ok  ' if holds else 'MISS'} {f'WORSE than {was:.3f} ' if worse else ''}{name:34s} {value:8.3f}{spread} (bound {'>=' if low else '<='} {bound:g})  {what}{'; ' + detail if detail else ''}", flush=True)
+    if worse: WORSE.append(name)
+
+WORSE, RESULTS = [], pathlib.Path(__file__).parent / "results"
 
 def seconds(f):
     t = time.perf_counter(); f(); return time.perf_counter() - t
 
 def paired(a, b, rounds):
-    "Median of the ratios time(a)/time(b), run in turn, with their range; one warm-up each."
+    "The ratios time(a)/time(b), run in turn; one warm-up each."
     a(), b()
     ratios, base = [], []
     for _ in range(rounds):
         x, y = seconds(a), seconds(b)
         ratios.append(x / y); base.append(y)
-    return statistics.median(ratios), f"range {min(ratios):.3f} to {max(ratios):.3f} over {rounds}, base {statistics.median(base) * 1000:.1f} ms"
+    return Ratio(ratios), f"base {statistics.median(base) * 1000:.1f} ms"
 
 def interleaved(a, b, pairs):
     "The ratios time(a)/time(b) of pairs run in turn, each first in every second pair, and the upper end of the bootstrap's 95 % interval of their median."
     a(), b()
     ratios = np.array([seconds(a) / seconds(b) if i % 2 else 1 / (seconds(b) / seconds(a)) for i in range(pairs)])
-    return ratios, np.quantile(np.median(np.random.default_rng(0).choice(ratios, (2000, len(ratios))), axis=1), .975)
+    low, high = np.quantile(np.median(np.random.default_rng(0).choice(ratios, (2000, len(ratios))), axis=1), (.025, .975))
+    return ratios, Ratio(ratios, high, (low, high))
 
 class Count(TorchDispatchMode):
     "Counts ATen operations that do something (views and detach are free)."
@@ -146,10 +164,9 @@ def cohort(quick):
         a, b = seconds(lambda: train_cohort(tickets, data, recipe)), seconds(dense_loop)
         ratios.append((16 * images / a) / (2 * images / b)); rates.append((16 * images / a, 2 * images / b))
     fast, slow = (statistics.median(r) for r in zip(*rates))
-    note("cohort-of-16", "network-images/s of 16 tickets at density 0.005 over the dense masked loop", statistics.median(ratios), 3, low=True,
-         detail=f"{fast:,.0f} against {slow:,.0f}; range {min(ratios):.1f} to {max(ratios):.1f} over {rounds}")
-    one = statistics.median((images / seconds(lambda: train_cohort(tickets[1:2], data, recipe))) for _ in range(rounds))
-    note("ticket-alone", "the same engine with one ticket, over the dense masked loop", one / slow, 3, low=True, detail=f"{one:,.0f} images/s")
+    note("cohort-of-16", "network-images/s of 16 tickets at density 0.005 over the dense masked loop", Ratio(ratios), 3, low=True, detail=f"{fast:,.0f} against {slow:,.0f}")
+    alone = [images / seconds(lambda: train_cohort(tickets[1:2], data, recipe)) for _ in range(rounds)]
+    note("ticket-alone", "the same engine with one ticket, over the dense masked loop", Ratio([a / slow for a in alone]), 3, low=True, detail=f"{statistics.median(alone):,.0f} images/s")
 
 def crossing(quick):
     "Where the sparse loop and the dense masked step cross, for the choice in cohorts.SPARSE_BELOW."
@@ -245,8 +262,8 @@ def dynamic_update(quick):
         anew(); x = seconds(ours)
         anew(); y = seconds(theirs)
         ratios.append(x / y); base.append(y)
-    note("dynamic-update", f"a GraNet event of {n:,} weights over one by full sorts", statistics.median(ratios), .25,
-         detail=f"{differ} mask entries differ; range {min(ratios):.3f} to {max(ratios):.3f} over {len(ratios)}, base {statistics.median(base) * 1000:.0f} ms")
+    note("dynamic-update", f"a GraNet event of {n:,} weights over one by full sorts", Ratio(ratios), .25,
+         detail=f"{differ} mask entries differ; base {statistics.median(base) * 1000:.0f} ms")
 
 def dynamic_training(quick):
     "100 steps with one GraNet event in them against 100 steps with static masks: LeNet-300-100, batches of 128 (the laptop tier's)."
@@ -332,34 +349,36 @@ def imp(quick):
                 total = seconds(lambda: run(trial, store, progress="silent"))
                 shares.append(1 - trained[-1] / total)
     finally: branches.fit = plain
-    note("imp-level-overhead", "share of a level of IMP (LeNet-300-100 on 20,000 images, 15 epochs) that is not training", statistics.median(shares), .02,
-         detail=f"range {min(shares):.4f} to {max(shares):.4f} over {len(shares)} levels of {statistics.median(trained):.1f} s")
+    note("imp-level-overhead", "share of a level of IMP (LeNet-300-100 on 20,000 images, 15 epochs) that is not training", Ratio(shares), .02,
+         detail=f"levels of {statistics.median(trained):.1f} s")
 
-def overhead(quick):
-    "What a trial costs beyond its work: trials that do nothing."
-    import tempfile
-    from lth_companion.trials import Idle, Store, run
-    n = 200 if quick else 1000
-    with tempfile.TemporaryDirectory() as folder:
-        s = seconds(lambda: run([Idle(number=i) for i in range(n)], store=Store(folder), progress="silent"))
-    note("trial-overhead-ms", "milliseconds a trial that does nothing, one worker", 1000 * s / n, 5)
+def overhead(quick): sweeps.overhead(note, Ratio, quick)
+def store(quick): sweeps.store(note, Ratio, quick)
+def scaling(quick): sweeps.scaling(note, Ratio, quick)
 
-SUITE = {f.__name__.replace("_", "-"): f for f in (ops, selection, synflow, cohort, crossing, loader, resnet, dynamic_update, dynamic_training, supermask_step, supermask_selection, imp, overhead)}
+SUITE = {f.__name__.replace("_", "-"): f for f in (ops, selection, synflow, cohort, crossing, loader, resnet, dynamic_update, dynamic_training, supermask_step, supermask_selection, imp, overhead, store, scaling)}
 
-def main():
+def main(argv=None):
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("names", nargs="*", choices=[*SUITE, []], help=f"of {', '.join(SUITE)}; none: all")
-    parser.add_argument("--quick", action="store_true", help="fewer repetitions")
+    parser.add_argument("--quick", action="store_true", help="fewer repetitions, smaller sizes")
     parser.add_argument("--json", help="also write the rows here")
-    args = parser.parse_args()
-    cpu = next((l.split(":")[1].strip() for l in open("/proc/cpuinfo") if l.startswith("model name")), platform.processor()) if os.path.exists("/proc/cpuinfo") else platform.processor()
-    print(f"{cpu}, {torch.backends.cpu.get_cpu_capability()}, torch {torch.__version__}, one thread")
+    args = parser.parse_args(argv)
+    here, code = machine(), code_version(pathlib.Path(__file__).parent.parent)
+    here |= {"cores": cores(), "torch": torch.__version__}
+    path, load = history.machine_file(RESULTS, here["cpu"], here["cores"], torch.__version__), os.getloadavg()[0]
+    PAST.extend(history.read(path))
+    print(f"{here['cpu']}, {here['cores']} cores, {here['capability']}, torch {torch.__version__}, one thread; {len(PAST)} earlier runs; load {load:.1f}{'' if load < .5 else ': this machine is busy, which moves the ratios'}", flush=True)
     for name in args.names or SUITE: SUITE[name](args.quick)
+    rows = {r.name: [float(f"{x:.4g}") for x in (r.value, r.low, r.high)] for r in ROWS}
     if args.json:
-        path = pathlib.Path(args.json)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(json.dumps({"cpu": cpu, "capability": torch.backends.cpu.get_cpu_capability(), "torch": torch.__version__, "rows": [r._asdict() for r in ROWS]}, indent=1, default=float) + "\n")
-        print(f"written to {path}")
+        pathlib.Path(args.json).parent.mkdir(parents=True, exist_ok=True)
+        pathlib.Path(args.json).write_text(json.dumps({"machine": here, "rows": [r._asdict() for r in ROWS]}, indent=1) + "\n")
+    if args.names or args.quick: print(f"not a whole run: {path.name} stays as it is")
+    else:
+        history.keep(path, here, {"date": time.strftime("%Y-%m-%dT%H:%MZ", time.gmtime()), "commit": f"{(code['commit'] or '')[:12]}{'+' * bool(code['modified'])}", "load": round(load, 2), "rows": rows})
+        print(f"added to {path}")
+    if WORSE: print(f"worse than before by more than the spread: {', '.join(WORSE)}")
     missed = [r.name for r in ROWS if not r.holds]
     if missed: sys.exit(f"missed: {', '.join(missed)}; run again on an idle machine")
 

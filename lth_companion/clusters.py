@@ -99,12 +99,13 @@ def work(token, fn, args, kwargs):
     if token not in _admitted: raise WorkerLost("its process was replaced")
     return fn(*args, **kwargs)
 
-# %% ../nbs/29_clusters.ipynb #40407bdf
+# %% ../nbs/29_clusters.ipynb #6e429c41
 class Cluster(Executor):
     """The workers of a Dask cluster, one call at a time to each; made by `connect`.
 
     A call whose worker dies ends with WorkerLost, all calls end with ClusterError when the scheduler is gone or no worker
     has been there for `patience` seconds. `say` gets a sentence about each worker that is refused."""
+    worth = 0.05 # seconds of work below which a sweep puts groups together (chapter 30): a call costs some 10 ms, a message to and fro on three connections
     def __init__(self, client, root, device="cpu", patience=60.0, say=None):
         self.client, self.address, self.device, self.patience, self.owned = client, client.scheduler.address, device, patience, None
         self.say = say or (lambda line: print(line, file=sys.stderr, flush=True))
@@ -465,7 +466,7 @@ def connect(
     wait = started.wait if started else float(os.environ.get("LTH_CLUSTER_WAIT") or 60)
     return _connected(started.address if started else scheduler, root, device, patience or wait, started, say)
 
-# %% ../nbs/29_clusters.ipynb #c81995ec
+# %% ../nbs/29_clusters.ipynb #bb803434
 def _client(address):
     distributed = dask_distributed()
     import logging, warnings
@@ -476,7 +477,9 @@ def _client(address):
         socket.create_connection((host, port), timeout=5).close() # refused at once, where Dask would go on trying
         with warnings.catch_warnings():
             warnings.simplefilter("ignore") # of versions that differ: admission compares those that matter
-            return distributed.Client(address, timeout=10, set_as_default=False, asynchronous=False)
+            client = distributed.Client(address, timeout=10, set_as_default=False, asynchronous=False)
+        with contextlib.suppress(AttributeError): client.scheduler_comm.interval = 0.001 # seconds between messages; with Dask's 0.01, work waits for the message that gave back the last
+        return client
     except Exception as e:
         raise ClusterError(f"No Dask scheduler answers at {address} ({type(e).__name__}): start one (dask scheduler), or mend the address, which looks like tcp://10.0.0.5:8786") from None
 

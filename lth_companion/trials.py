@@ -5,9 +5,9 @@
 # %% auto #0
 __all__ = ['KINDS', 'CANNOT_START', 'dumps', 'digest', 'canonical', 'changed_fields', 'defaults', 'Trial', 'encode', 'decode',
            'seal', 'opened', 'unseal', 'StoreError', 'write_file', 'read_file', 'write_pack', 'read_pack', 'Store',
-           'reason', 'one_thread', 'Interrupts', 'active_store', 'run_here', 'run_there', 'InProcess', 'Workers',
-           'places', 'groups', 'progress_text', 'time_left', 'Progress', 'announced', 'sweeps', 'failed_note',
-           'failures', 'failure_lines', 'Sweep', 'table', 'run', 'estimate', 'Idle']
+           'reason', 'one_thread', 'Interrupts', 'active_store', 'run_here', 'run_there', 'run_together', 'InProcess',
+           'Workers', 'places', 'groups', 'progress_text', 'time_left', 'Progress', 'announced', 'sweeps',
+           'failed_note', 'failures', 'failure_lines', 'Sweep', 'table', 'run', 'estimate', 'Idle']
 
 # %% ../nbs/30_trials.ipynb #7e9a0c64
 import contextlib, contextvars, functools, gzip, hashlib, heapq, importlib.metadata, importlib.util, json, lzma, math
@@ -422,7 +422,7 @@ def run_here(kind: type, trials: list, root=None) -> list[dict]:
     return [{"result": text, "meta": {"seconds": seconds * t.cost() / total, **common, **meta}}
             for t, text, meta in zip(trials, texts, metas)]
 
-# %% ../nbs/30_trials.ipynb #ba504acc
+# %% ../nbs/30_trials.ipynb #0c6df764
 def run_there(reference: str, rows: list, plugins="", root=None) -> list[dict]:
     "As `run_here`, in a worker: `rows` are (hash, description as JSON) of trials of the class `module:Class`."
     try:
@@ -437,6 +437,10 @@ def run_there(reference: str, rows: list, plugins="", root=None) -> list[dict]:
         return [{"failed": reason(error), "traceback": traceback.format_exc()}] * len(rows)
     return run_here(kind, trials, root)
 
+def run_together(parts: list, plugins="", root=None) -> list[dict]:
+    "Several groups in one call, each a pair of what `run_there` takes first; all their outcomes."
+    return [outcome for reference, rows in parts for outcome in run_there(reference, rows, plugins, root)]
+
 # %% ../nbs/30_trials.ipynb #b3707f25
 class InProcess(Executor):
     "Runs each call at once, in this process."
@@ -446,7 +450,7 @@ class InProcess(Executor):
         except Exception as error: future.set_exception(error)
         return future
 
-# %% ../nbs/30_trials.ipynb #5edb1369
+# %% ../nbs/30_trials.ipynb #a164f1a6
 CANNOT_START = "The worker processes cannot start: in a script, call run under `if __name__ == '__main__':`; else try workers=1"
 
 @contextlib.contextmanager
@@ -466,7 +470,8 @@ def _start_worker():
 class Workers(Executor):
     "`count` spawned processes of one thread each; one that dies is replaced. RuntimeError if they cannot start."
     def __init__(self, count: int):
-        self.count, self.slots, self.false_starts = count, deque(), 0
+        self.count = self._max_workers = count  # the latter for `places`
+        self.slots, self.false_starts = deque(), 0
 
     def submit(self, fn, /, *args, **kwargs):
         while True:
@@ -692,7 +697,7 @@ def failure_lines(failures: dict, most: int = 10) -> list[str]:
              for hits in alike[:most]]
     return lines + [f"{sum(map(len, alike[most:]))} trials failed for {len(alike) - most} other reasons: see lth trials status"] * (len(alike) > most)
 
-# %% ../nbs/30_trials.ipynb #1b346566
+# %% ../nbs/30_trials.ipynb #df7779f0
 class Sweep:
     "The state of one `run`: `results` and `failures` by hash grow as groups end. A ClusterError ends it."
     def __init__(self, waiting, store, pool, workers, force, bar, on_done):
@@ -700,6 +705,7 @@ class Sweep:
         self.bar, self.on_done = bar, on_done
         self.flying, self.claimed, self.elsewhere, self.deaths = {}, {}, [], Counter()
         self.results, self.failures, self.seconds = {}, {}, 0.0
+        self.worth = getattr(pool, "worth", 0.0)  # seconds of work below which groups share a call
 
     def go(self):
         "Run everything. An interrupt, or the loss of a cluster, keeps what has ended, and is raised again."
@@ -718,9 +724,21 @@ class Sweep:
         "Fill the free places."
         self.bar.workers = width = places(self.pool, self.workers)
         while self.queue and len(self.flying) < width:
-            if group := self.take(self.queue.popleft()):
+            if parts := self.gather(width):
+                group = sum(parts, [])
                 self.bar.begin(group)
-                self.flying[self.submit(group)] = group
+                self.flying[self.submit(parts)] = group
+
+    def gather(self, width: int) -> list[list]:
+        "The next group; or several small ones that together are worth a call."
+        parts, cost, most = [], 0.0, len(self.queue) / (2 * width)
+        while self.queue and (not parts or len(parts) < most and self.small(self.queue[0]) and cost + _cost(self.queue[0]) <= self.worth):
+            if mine := self.take(self.queue.popleft()):
+                parts.append(mine)
+                cost += _cost(mine) if self.small(mine) else math.inf
+        return parts
+
+    def small(self, group): return self.worth and not self.deaths[group[0].hash] and not _local(group[0])
 
     def take(self, group: list) -> list:
         "Those of `group` that are still to be run, by us: claimed, and not in the store."
@@ -735,11 +753,11 @@ class Sweep:
             else: self.end(t, "cached", result)
         return mine
 
-    def submit(self, group: list) -> Future:
-        kind, root = type(group[0]), None if self.force else str(self.store.root.absolute())
-        if isinstance(self.pool, InProcess) or _local(group[0]): return InProcess().submit(run_here, kind, group, root)
-        rows = [(t.hash, dumps(t.identity["fields"])) for t in group]
-        try: return self.pool.submit(run_there, _reference(kind), rows, os.environ.get("LTH_PLUGINS", ""), root)
+    def submit(self, parts: list[list]) -> Future:
+        group, root = parts[0], None if self.force else str(self.store.root.absolute())
+        if isinstance(self.pool, InProcess) or _local(group[0]): return InProcess().submit(run_here, type(group[0]), group, root)
+        described = [(_reference(type(group[0])), [(t.hash, dumps(t.identity["fields"])) for t in group]) for group in parts]
+        try: return self.pool.submit(run_together, described, os.environ.get("LTH_PLUGINS", ""), root)
         except BrokenExecutor:
             raise RuntimeError("The given executor has lost its workers: give a new one; finished trials are stored") from None
 

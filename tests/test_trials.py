@@ -588,3 +588,45 @@ def test_a_large_store_is_listed_fast(tmp_path):
     start = time.perf_counter()
     assert len(store.hashes()) == 10_000
     assert time.perf_counter() - start < 1  # 100,000 in ten seconds
+
+
+# ---- small groups share a call
+
+class Caller(concurrent.futures.Executor):
+    "Runs what it is given here, as an executor whose call is worth `worth` seconds of work; `calls` are the trials of each; `lose` of the first are lost."
+    def __init__(self, worth, lose=0): self.worth, self.lose, self.calls, self._max_workers = worth, lose, [], 2
+
+    def submit(self, fn, parts, plugins, root):
+        self.calls.append([len(rows) for _, rows in parts])
+        future = concurrent.futures.Future()
+        if len(self.calls) <= self.lose: future.set_exception(RuntimeError("gone"))
+        else: future.set_result(fn(parts, plugins, root))
+        return future
+
+
+def test_small_groups_share_a_call(tmp_path):
+    trials = [Idle(number=n) for n in range(60)] + [Idle(number=n, seconds=.1) for n in range(3)]
+    many, one = Caller(.05), Caller(0.0)
+    rows = quiet(trials, tmp_path / "a", executor=many)
+    assert rows.drop(columns="failed").equals(quiet(trials, tmp_path / "b", executor=one).drop(columns="failed")) and rows["failed"].isna().all()
+    assert many.calls[:3] == [[1]] * 3 and one.calls == [[1]] * 63  # the dear ones go alone
+    sizes = [len(c) for c in many.calls]
+    assert sum(sizes) == 63 and max(sizes) == 15 and sizes[-4:] == [1] * 4 and len(sizes) < 25, sizes  # few calls, small at the end
+    dearer = Caller(.05)
+    quiet([Idle(number=n, seconds=.009) for n in range(60)], tmp_path / "c", executor=dearer)
+    assert max(map(len, dearer.calls)) == 5  # at most what a call is worth
+
+
+def test_of_a_lost_call_each_trial_is_run_alone(tmp_path):
+    lost = Caller(.05, lose=1)
+    rows = quiet(logged(tmp_path, 40), tmp_path / "s", executor=lost)
+    assert rows["square"].tolist() == [n**2 for n in range(40)] and rows["failed"].isna().all() and sorted(executions(tmp_path)) == list(range(40))
+    first = len(lost.calls[0])
+    assert first == 10 and lost.calls.count([1]) >= first and rows.attrs["ran"] == 40
+
+
+def test_a_pool_that_is_given_is_used_in_its_whole_width(tmp_path):
+    with T.Workers(2) as pool:
+        assert T.places(pool) == 2
+        rows = quiet([Threads(number=n) for n in range(6)], tmp_path, executor=pool)
+        assert len(set(rows["pid"])) == 2
