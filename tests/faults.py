@@ -459,7 +459,6 @@ def every_write_read_only(lab, rng): return every_write(lab, errno.EROFS, every_
 def dask(lab, port):
     "A scheduler and two workers, by hand; the scheduler's process."
     address = f"tcp://127.0.0.1:{port}"
-    environment = {"PYTHONPATH": lab.environment["PYTHONPATH"], "FAULT_LOG": str(lab.log)}
     commands = [[sys.executable, "-m", "distributed.cli.dask_scheduler", "--host", "127.0.0.1", "--port", str(port), "--no-dashboard"], *[clusters.worker_command(address)] * 2]
     processes = [subprocess.Popen(c, env=lab.environment, cwd=lab.root, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) for c in commands]
     try: yield processes[0]
