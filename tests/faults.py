@@ -459,7 +459,6 @@ def every_write_read_only(lab, rng): return every_write(lab, errno.EROFS, every_
 def dask(lab, port):
     "A scheduler and two workers, by hand; the scheduler's process."
     address = f"tcp://127.0.0.1:{port}"
-    environment = {"PYTHONPATH": lab.environment["PYTHONPATH"], "FAULT_LOG": str(lab.log)}
     commands = [[sys.executable, "-m", "distributed.cli.dask_scheduler", "--host", "127.0.0.1", "--port", str(port), "--no-dashboard"], *[clusters.worker_command(address)] * 2]
     processes = [subprocess.Popen(c, env=lab.environment, cwd=lab.root, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) for c in commands]
     try: yield processes[0]
@@ -503,18 +502,19 @@ def swapped(lab, rng):
     file.rename(lab.root / "other")
     lab.write_data()
     p = lab.start()
-    lab.at_work(p, rng)
+    lab.until(lambda: lab.stored(), p)  # the file has been read: swapped before that, it is the sweep's one content
+    time.sleep(rng.uniform(0, lab.fields["seconds"]))
     file.rename(lab.root / "ours"), (lab.root / "other").rename(file)
     for pid in {e[2] for e in lab.events()} - {p.pid}:
         with contextlib.suppress(ProcessLookupError): os.kill(pid, signal.SIGKILL)
     code, said = lab.wait(p)
     (lab.root / "ours").rename(file)
     return check(FAULTS["swapped" if lab.fields["data"] == "fault-known" else "swapped_unknown"].title, lab, code, said)
-swapped.lab = dict(real=True, data="fault-known")
+swapped.lab = dict(real=True, data="fault-known", seconds=0.3)
 
 @fault("data file swapped midway, no checksum known", {1}, "other content.*put the file back")
 def swapped_unknown(lab, rng): return swapped(lab, rng)
-swapped_unknown.lab = dict(real=True, data="fault-unknown")
+swapped_unknown.lab = dict(real=True, data="fault-unknown", seconds=0.3)
 
 
 # ---- the table
