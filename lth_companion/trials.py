@@ -548,7 +548,7 @@ def groups(trials: list, workers: int = 1, slack: float = 1.1) -> list[list]:
         if _span(parts, workers) < 0.99 * _span(best, workers): best = parts
     return best
 
-# %% ../nbs/30_trials.ipynb #3c6795d2
+# %% ../nbs/30_trials.ipynb #7d5c803b
 def _time(seconds: float) -> str:
     for unit, name in ((3600, "h"), (60, "min")):
         if seconds >= unit: return f"{seconds / unit:.1f} {name}"
@@ -568,7 +568,7 @@ def time_left(waiting: float, flying, workers=1, paid=0.0, spent=0.0) -> float:
     cost), and of those that ended (`paid`), which took `spent` seconds."""
     rate = spent / paid if paid else 1.0
     late = [(had, cost) for had, cost in flying if had > rate * cost]  # tells as much as if it ended now
-    if late: rate = (spent + sum(had for had, _ in late)) / (paid + sum(cost for _, cost in late))
+    if late and (known := paid + sum(cost for _, cost in late)): rate = (spent + sum(had for had, _ in late)) / known
     rest = [max(rate * cost - had, 0.05 * rate * cost) for had, cost in flying]
     return max([(rate * max(waiting, 0) + sum(rest)) / max(workers, 1), *rest])
 

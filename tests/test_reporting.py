@@ -82,6 +82,7 @@ def test_the_time_left_is_corrected_by_what_ended(tmp_path):
 def test_the_last_group_is_not_shared_out():
     assert T.time_left(0, [(1, 10)], workers=4) == 9
     assert T.time_left(40, [(5, 10), (5, 10)], workers=2) == 25 and T.time_left(0, [], 2, 10, 10) == 0
+    assert T.time_left(0, [(3, 0.0)]) == 0  # a trial that says it costs nothing
 
 
 def test_one_line_for_a_person():
