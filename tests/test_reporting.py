@@ -112,7 +112,7 @@ def quick(tick):
 @pytest.mark.parametrize("workers", [1, 2])
 def test_status_from_another_shell(tmp_path, shell, sweep, workers):
     process = sweep(40 * workers, workers)
-    until(lambda: len(Store(tmp_path / "s").hashes()) > 4, 60)
+    until(lambda: T.sweeps(Store(tmp_path / "s"))[0]["done"] > 4, 60)  # told every two seconds
     (kind, label, text, since, where), *rest = shell("status")
     assert (kind, label, where.split()[0]) == ("running", "paper/01 (smoke)", str(process.pid)) and "s ago)" in since
     done, total = map(int, text.split(" ")[0].split("/"))
