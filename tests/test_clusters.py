@@ -211,7 +211,8 @@ def test_nobody_listens(address, tmp_path):
     assert "\n" not in str(error.value)
 
 
-def test_what_listens_is_no_scheduler(tmp_path):
+def test_what_listens_is_no_scheduler(tmp_path, monkeypatch):
+    monkeypatch.setattr(C, "ANSWER", 0.5)
     with socket.create_server(("127.0.0.1", 0)) as silent, pytest.raises(ClusterError, match="No Dask scheduler answers at .*timed out"):
         connect(f"tcp://127.0.0.1:{silent.getsockname()[1]}", root=tmp_path)
     with pytest.raises(ClusterError, match="names no certificates"): connect("tls://127.0.0.1:9", root=tmp_path)
