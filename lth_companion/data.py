@@ -7,7 +7,7 @@ __all__ = ['FACTS', 'PARTS', 'WHEEL', 'WHEEL_SHA256', 'DEBIAN', 'AUGMENTATIONS',
            'data_folder', 'cache_path', 'content_checksum', 'ArrayUnpickler', 'read_arrays', 'read_mnist_wheel',
            'read_idx', 'read_idx_folder', 'read_cifar_batch', 'read_cifar_folder', 'read_cifar_jpegs', 'read_digits',
            'import_torchvision', 'local_sources', 'remote_sources', 'fetch', 'status', 'crop_flip_draws', 'crop_flip',
-           'Data', 'load']
+           'Data', 'allow_tf32', 'load']
 
 # %% ../nbs/10_data.ipynb #30a49198
 import difflib, functools, gzip, hashlib, io, lzma, math, operator, os, pickle, pickletools, re, shutil, socket, subprocess, sys, tarfile, tempfile, warnings, zipfile, zlib
@@ -538,7 +538,7 @@ def _whole(known:Facts) -> tuple[dict[str, Tensor], str]:
         return content, _write(content, known, source, path)
     except OSError: return content, content_checksum(content)   # a cache that cannot be written costs time, nothing else
 
-# %% ../nbs/10_data.ipynb #8953b3d9
+# %% ../nbs/10_data.ipynb #a8635fa2
 def _size(what:str, value, total:int) -> int:
     "`value` if it can be a number of images out of `total`."
     try: size = -1 if isinstance(value, bool) else operator.index(value)
@@ -546,10 +546,14 @@ def _size(what:str, value, total:int) -> int:
     if not 0 <= size <= total: raise DataError(f'{what}={value!r} is not a number of images from 0 to {total:,}.')
     return size
 
+def allow_tf32(on:bool):
+    "Whether float32 products on a GPU may be TF32's, of 10 bits; torch's own default says yes for convolutions. (Set by its older switches: after its newer ones, torch.compile stops at an error.)"
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = on
+
 def load(name:str, device='cpu', train_size:int=None, validation:int=0) -> Data:
     "The data set `name` on `device`, whole or with `train_size` training images, and `validation` images held out of the training set. On a GPU, float32 products are IEEE's from then on (a recipe may name TF32). Raises `DataError`."
     known, device = facts(name), _device(device)
-    if device.type == 'cuda': torch.backends.cuda.matmul.fp32_precision = torch.backends.cudnn.conv.fp32_precision = 'ieee'      # torch's own default for convolutions is TF32
+    if device.type == 'cuda': allow_tf32(False)
     content, total = _whole(known)
     n = known.counts[0]
     held = _size('validation', validation, n - 1)

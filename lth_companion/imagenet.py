@@ -8,7 +8,7 @@ __all__ = ['PAPER', 'MEAN', 'STD', 'app', 'ImagenetError', 'paper_recipe', 'opti
            'evaluate', 'mask_digest', 'check_agreement', 'InBfloat16', 'shared', 'Run', 'steps_of', 'fit', 'costs_of',
            'Numerics', 'summary', 'provenance', 'write_json', 'build', 'say', 'imagenet', 'main']
 
-# %% ../nbs/25_imagenet.ipynb #df1f8dc3
+# %% ../nbs/25_imagenet.ipynb #84c2c813
 import contextlib, hashlib, json, math, os, platform, sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,7 +23,7 @@ from torch import nn
 from torch.utils.data import DataLoader, Dataset, DistributedSampler, Subset
 from . import __version__
 from .tickets import Ticket, generator, prunable
-from .data import import_torchvision
+from .data import allow_tf32, import_torchvision
 from .models import create
 from .training import Recipe, keep, resume, step
 from .costs import inference_flops, positions, sizes, training_multiple
@@ -296,7 +296,7 @@ def costs_of(model, shape:tuple, run:Run, images:int) -> dict:
     dense = inference_flops(uses, full)
     return {'dense_inference': dense, 'inference': inference_flops(uses, run.kept) / dense, 'training': training_multiple(uses, full, _parts(run, images))}
 
-# %% ../nbs/25_imagenet.ipynb #3394b1cd
+# %% ../nbs/25_imagenet.ipynb #fb1f0374
 class Numerics(BaseModel):
     "Named departures from plain float32; all off by default, and recorded. `deterministic` is for CUDA, whose fast kernels may add in any order."
     model_config = ConfigDict(frozen=True, extra='forbid')
@@ -306,7 +306,7 @@ class Numerics(BaseModel):
 
     def apply(self):
         "Set torch's switches of this process (bf16 is `fit`'s)."
-        torch.backends.cuda.matmul.fp32_precision = torch.backends.cudnn.conv.fp32_precision = 'tf32' if self.tf32 else 'ieee'
+        allow_tf32(self.tf32)
         torch.backends.cudnn.deterministic = self.deterministic
         if self.deterministic:
             os.environ.setdefault('CUBLAS_WORKSPACE_CONFIG', ':4096:8')

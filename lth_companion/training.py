@@ -7,7 +7,7 @@ __all__ = ['Recipe', 'Stopper', 'Result', 'Progress', 'order', 'autocast', 'opti
            'velocity_of', 'put_velocity', 'keep', 'resume', 'check_device', 'numerics', 'capture', 'Replay', 'Stepper',
            'stop_split', 'train', 'train_together']
 
-# %% ../nbs/12_training.ipynb #a83c8d3d
+# %% ../nbs/12_training.ipynb #594450cb
 import contextlib, hashlib, itertools, json, math, os, warnings
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,6 +16,7 @@ import torch
 import torch.nn.functional as F
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 from .tickets import Ticket, prunable, check_masks, generator
+from .data import allow_tf32
 
 # %% ../nbs/12_training.ipynb #7bc5f274
 class Recipe(BaseModel):
@@ -238,7 +239,7 @@ def resume(path, model, opt, masks, sparsity, key:dict) -> list:
         raise ValueError(f'{path} holds no state of this training ({(str(e).splitlines() or [type(e).__name__])[0][:80]}); remove it, and training starts anew.') from None
     return records
 
-# %% ../nbs/12_training.ipynb #f5a815e1
+# %% ../nbs/12_training.ipynb #c8eaf78e
 def check_device(recipe:Recipe, device):
     "`ValueError` where an option of the recipe does not exist on `device`."
     if torch.device(device).type == 'cuda': return
@@ -249,12 +250,11 @@ def check_device(recipe:Recipe, device):
 def numerics(recipe:Recipe, device):
     "While entered: float32 products on a GPU are IEEE's, unless the recipe says TF32. torch's own default is TF32 for convolutions."
     check_device(recipe, device)
-    switches = (torch.backends.cuda.matmul, torch.backends.cudnn.conv) if torch.device(device).type == 'cuda' else ()
-    before = [s.fp32_precision for s in switches]
-    for s in switches: s.fp32_precision = 'tf32' if recipe.precision == 'tf32' else 'ieee'
+    if torch.device(device).type == 'cpu': yield; return
+    before = torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32
+    allow_tf32(recipe.precision == 'tf32')
     try: yield
-    finally:
-        for s, was in zip(switches, before): s.fp32_precision = was
+    finally: torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32 = before
 
 # %% ../nbs/12_training.ipynb #d5704c21
 def capture(f):
