@@ -12,12 +12,12 @@ BROKEN = "raise ImportError('libtorch_cpu.so: cannot open shared object file')"
 INSTALL = "pip install -c constraints.txt -e ."
 
 
-def run(*args, path=(), python=sys.executable, cwd=ROOT, start=(), **options):
-    "(exit code, stdout, stderr) of `lth args` in a process of its own; `path` comes first on PYTHONPATH; capitals are variables."
+def run(*args, path=(), python=sys.executable, cwd=ROOT, start=(), library=ROOT, **options):
+    "(exit code, stdout, stderr) of `lth args` in a process of its own; `path` comes first on PYTHONPATH, `library` last; capitals are variables."
     variables = {k: str(options.pop(k)) for k in list(options) if k.isupper()}
     clean = {k: v for k, v in os.environ.items() if not k.startswith("LTH_")}
     done = subprocess.run([*start, python, "-m", "lth_companion.cli", *map(str, args)], cwd=cwd, capture_output=True, text=True,
-                          env=clean | {"PYTHONPATH": os.pathsep.join(map(str, [*path, ROOT]))} | variables, **options)
+                          env=clean | {"PYTHONPATH": os.pathsep.join(map(str, [*path, library]))} | variables, **options)
     assert "Traceback" not in done.stderr and done.returncode >= 0, done.stderr
     return done.returncode, done.stdout, done.stderr
 
@@ -70,7 +70,9 @@ def test_nothing_is_installed(tmp_path):
 
 def test_the_library_is_not_installed(tmp_path, quick):
     machine = without(tmp_path, "lth_companion", "torch", "__editable__")
-    assert doctor(**machine)[0] == {"lth_companion": f"is not installed in this environment: {INSTALL}"}
+    (bare := tmp_path / "bare").mkdir()  # a clone that was installed from has lth_companion.egg-info beside the library
+    (bare / "lth_companion").symlink_to(ROOT / "lth_companion")
+    assert doctor(**machine, cwd=bare, library=bare)[0] == {"lth_companion": f"is not installed in this environment: {INSTALL}"}
 
 
 def test_python_is_too_old(tmp_path):

@@ -183,8 +183,8 @@ def test_switches_are_put_back(monkeypatch):
     "What `numerics` sets on a GPU is as it was afterwards; the switches exist on every build of torch."
     monkeypatch.setattr(training, "check_device", lambda *a: None)
     switches = lambda: (torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32)
-    before = switches()
-    assert before == (True, False)       # torch's own default: TF32 for convolutions
+    found = switches()                   # another test may have set them
+    before = torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32 = True, False      # torch's own defaults
     for precision, want in (("float32", False), ("tf32", True), ("bf16", False)):
         with pytest.raises(ZeroDivisionError):
             with numerics(Recipe(precision=precision), "cuda"):
@@ -192,6 +192,7 @@ def test_switches_are_put_back(monkeypatch):
                 with torch.backends.cudnn.flags(enabled=True): pass      # what torch.compile reads: mixed switches are an error
                 1 / 0
         assert switches() == before
+    torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32 = found
 
 def test_options_are_part_of_the_identity():
     from lth_companion.trials import changed_fields
