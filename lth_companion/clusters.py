@@ -100,18 +100,20 @@ def work(token, fn, args, kwargs):
     if token not in _admitted: raise WorkerLost("its process was replaced")
     return fn(*args, **kwargs)
 
-# %% ../nbs/29_clusters.ipynb #6e429c41
+# %% ../nbs/29_clusters.ipynb #8a4edf04
 class Cluster(Executor):
-    """The workers of a Dask cluster, one call at a time to each; made by `connect`.
+    """The workers of a Dask cluster, each at one call at a time; made by `connect`.
 
     A call whose worker dies ends with WorkerLost, all calls end with ClusterError when the scheduler is gone or no worker
     has been there for `patience` seconds. `say` gets a sentence about each worker that is refused."""
     worth = 0.05 # seconds of work below which a sweep puts groups together (chapter 30): a call costs some 10 ms, a message to and fro on three connections
+    ahead = 1.0 # and below which it sends a worker its next call early, which hides them
     def __init__(self, client, root, device="cpu", patience=60.0, say=None):
         self.client, self.address, self.device, self.patience = client, client.scheduler.address, device, patience
         self.say = say or (lambda line: print(line, file=sys.stderr, flush=True))
         self.token, self.probe = uuid.uuid4().hex, Path(root).absolute() / f".{uuid.uuid4().hex}.tmp"
-        self.hosts, self.refused, self.free, self.busy, self.waiting = {}, {}, deque(), {}, deque()
+        self.hosts, self.room, self.hands, self.waiting = {}, {}, {}, deque() # by address: host, calls it may hold, [(future, call, task)] that it holds
+        self.refused = {}
         self.error, self.lock, self.closed, self.seen = "", threading.RLock(), threading.Event(), time.monotonic()
         self.watcher = threading.Thread(target=self._watch, daemon=True)
 
@@ -126,7 +128,7 @@ class Cluster(Executor):
         "For a provenance: what the engine was."
         return {"engine": "dask", "scheduler": self.address, "workers": len(self.hosts), "hosts": sorted(set(self.hosts.values())), "distributed": dask_distributed().__version__}
 
-# %% ../nbs/29_clusters.ipynb #c0ac3523
+# %% ../nbs/29_clusters.ipynb #776eb11c
 def _submit(self, fn, /, *args, **kwargs) -> Future:
     "As any executor's; ClusterError once the cluster is gone."
     future = Future()
@@ -138,19 +140,28 @@ def _submit(self, fn, /, *args, **kwargs) -> Future:
     return future
 
 def _dispatch(self):
-    "Give work to free workers."
+    "Give work to the workers that have the least in hand."
     with self.lock:
-        while self.free and self.waiting:
+        while self.waiting and self.hosts:
+            address = min(self.hosts, key=lambda a: (len(self.hands[a]) >= self.room[a], len(self.hands[a])))
+            if len(self.hands[address]) >= self.room[address]: return
             future, call = self.waiting.popleft()
-            if not future.set_running_or_notify_cancel(): continue
-            address = self.free.popleft()
+            if not (future.running() or future.set_running_or_notify_cancel()): continue # running: its first worker was lost before it began
             task = self.client.submit(functools.partial(work, *call), workers=[address], allow_other_workers=False, pure=False, retries=0)
-            self.busy[address] = future, task
+            self.hands[address].append((future, call, task))
             self.client.loop.add_callback(self._settle, address, future, task)
 
-Cluster.submit, Cluster._dispatch = _submit, _dispatch
+def _lose(self, address) -> list:
+    "A worker is gone: the call that it ran is lost, and what it had not begun waits again. Gives the tasks that are to be cancelled."
+    with self.lock:
+        host, hand = self.hosts.pop(address, None), self.hands.pop(address, [])
+        self.waiting.extendleft((future, call) for future, call, _ in hand[:0:-1])
+    if hand: _end(hand[0][0], WorkerLost(f"the worker on {host} was lost"))
+    return [task for *_, task in hand]
 
-# %% ../nbs/29_clusters.ipynb #58d98e16
+Cluster.submit, Cluster._dispatch, Cluster._lose = _submit, _dispatch, _lose
+
+# %% ../nbs/29_clusters.ipynb #e71574a5
 async def _settle(self, address, future, task):
     "Wait, in Dask's own thread, for a task to end one way or another."
     error, result = None, None
@@ -160,12 +171,15 @@ async def _settle(self, address, future, task):
         if self.client.status != "running": return self._fail(self._gone())
         error = CancelledError("cancelled")
     with self.lock:
-        if self.busy.get(address, (None,))[0] is not future: return
-        del self.busy[address]
-        if isinstance(error, WorkerLost) or type(error).__name__ == "KilledWorker": self.hosts.pop(address, None) # if it is there, it is another process, to be admitted
-        elif address in self.hosts: self.free.append(address)
-    _end(future, error, result)
-    task.release()
+        hand = self.hands.get(address, [])
+        if not (mine := [held for held in hand if held[2] is task]): return # it was lost, or given up
+        replaced = isinstance(error, WorkerLost) or type(error).__name__ == "KilledWorker" # if it is there, it is another process, to be admitted
+        if not replaced: hand.remove(mine[0])
+    if replaced:
+        for task in self._lose(address): await task.cancel() # in this thread it gives something to wait for
+    else:
+        _end(future, error, result)
+        task.release()
     self._dispatch()
 
 def _end(future, error=None, result=None):
@@ -173,7 +187,7 @@ def _end(future, error=None, result=None):
 
 Cluster._settle = _settle
 
-# %% ../nbs/29_clusters.ipynb #0d507131
+# %% ../nbs/29_clusters.ipynb #05c1b735
 def _gone(self): return f"The scheduler at {self.address} is gone; what has ended is kept: start it and its workers again, and give the same command"
 
 def _fail(self, sentence):
@@ -181,10 +195,12 @@ def _fail(self, sentence):
     with self.lock:
         if self.closed.is_set(): return
         self.error = self.error or sentence
-        left = [f for f, _ in self.busy.values()] + [f for f, _ in self.waiting]
-        self.busy, self.hosts = {}, {}
-        self.free.clear(), self.waiting.clear()
+        left = self._open()
+        self.hosts, self.hands = {}, {}
+        self.waiting.clear()
     for future in left: _end(future, ClusterError(self.error))
+
+def _open(self) -> list[Future]: return [held[0] for held in [*(h for hand in self.hands.values() for h in hand), *self.waiting]]
 
 def _watch(self):
     "Look after the workers until the end."
@@ -196,36 +212,36 @@ def _watch(self):
             if self.client.status != "running": self._fail(self._gone())
             elif troubles > 10: self._fail(f"The cluster at {self.address} does not answer ({_why(e)}); what has ended is kept: give the same command again")
 
-Cluster._gone, Cluster._fail, Cluster._watch = _gone, _fail, _watch
+Cluster._gone, Cluster._fail, Cluster._open, Cluster._watch = _gone, _fail, _open, _watch
 
-# %% ../nbs/29_clusters.ipynb #1e2f2ec2
+# %% ../nbs/29_clusters.ipynb #1b85508b
 def _look(self):
     "Admit who is new, give up who is gone."
     if self.client.status != "running": return self._fail(self._gone())
-    there = set(self.client.ncores())
+    there = self.client.ncores()
     with self.lock:
         lost = [a for a in self.hosts if a not in there]
-        pairs = [(self.hosts.pop(a), self.busy.pop(a, None)) for a in lost]
-        self.free = deque(a for a in self.free if a in there)
         self.refused = {a: s for a, s in self.refused.items() if a in there}
-        new = [a for a in there if a not in self.hosts and a not in self.refused]
-    for host, had in pairs:
-        if had: _end(had[0], WorkerLost(f"the worker on {host} was lost")); had[1].cancel()
+        new = {a: threads for a, threads in there.items() if a not in self.hosts and a not in self.refused}
+    for task in sum(map(self._lose, lost), []): task.cancel()
     if new: self._admit(new)
     if self.hosts: self.seen = time.monotonic()
     elif time.monotonic() - self.seen > self.patience: self._fail(self._nobody())
     self._dispatch()
 
-def _admit(self, addresses):
+def _admit(self, threads):
     self.probe.write_text(self.token)
     folders = {k: os.environ[k] for k in PASSED_ON if k != "LTH_PLUGINS" and os.environ.get(k)}
-    answers = self.client.run(admit, self.token, facts(), str(self.probe), self.device, folders, workers=addresses, on_error="return")
+    answers = self.client.run(admit, self.token, facts(), str(self.probe), self.device, folders, workers=list(threads), on_error="return")
     for address, answer in answers.items():
         if isinstance(answer, OSError): continue # it left again
         if isinstance(answer, dict) and answer["stale"] and self._renew(address): continue
         problem = answer["problem"] if isinstance(answer, dict) else f"cannot run lth_companion ({_why(answer)}): install the same code on every machine"
         with self.lock:
-            if not problem: self.hosts[address] = answer["host"]; self.free.append(address); continue
+            if not problem:
+                self.hosts[address], self.hands[address] = answer["host"], []
+                self.room[address] = 2 if threads[address] == 1 else 1 # with several threads it would run both at once
+                continue
             self.refused[address] = f"The worker {address}{' on ' + answer['host'] if isinstance(answer, dict) else ''} {problem}"
         self.say(f"{self.refused[address]}. It gets no work.")
 
@@ -237,7 +253,7 @@ def _renew(self, address):
 
 Cluster.look, Cluster._admit, Cluster._renew = _look, _admit, _renew
 
-# %% ../nbs/29_clusters.ipynb #0c584d7e
+# %% ../nbs/29_clusters.ipynb #fbc16ca3
 def _why(error): return f"{type(error).__name__}: {' '.join(str(error).split())[:200]}".rstrip(": ")
 
 def _nobody(self):
@@ -249,27 +265,28 @@ def _shutdown(self, wait=True, *, cancel_futures=False):
     "End the connection; with `cancel_futures` the work in hand is given up, and its workers (those with a nanny) start anew."
     with self.lock:
         if self.closed.is_set(): return
-        if not cancel_futures and wait: pending = [f for f, _ in self.busy.values()] + [f for f, _ in self.waiting]
-        else: pending = []
+        pending = self._open() if wait and not cancel_futures else []
     for future in pending: future.exception()
     self.closed.set()
-    with self.lock: tasks, self.busy, waiting = dict(self.busy), {}, list(self.waiting)
-    for future, _ in [*tasks.values(), *waiting]: future.cancel(); _end(future, CancelledError())
-    if self.client.status == "running": self._give_up({a: t for a, (_, t) in tasks.items()})
+    with self.lock:
+        left, hands, self.hands = self._open(), self.hands, {}
+        self.waiting.clear()
+    for future in left: future.cancel(); _end(future, CancelledError())
+    if self.client.status == "running": self._give_up({a: [task for *_, task in hand] for a, hand in hands.items() if hand})
     if self.watcher.is_alive(): self.watcher.join(5)
     with contextlib.suppress(Exception): self.client.close(timeout=5)
     self.probe.unlink(missing_ok=True)
 
 Cluster._nobody, Cluster.shutdown = _nobody, _shutdown
 
-# %% ../nbs/29_clusters.ipynb #aa13565b
+# %% ../nbs/29_clusters.ipynb #e60de1ad
 def _give_up(self, tasks: dict):
-    "Cancel `tasks` (by worker)."
+    "Cancel `tasks` (those of each worker)."
     if not tasks: return
     with contextlib.suppress(Exception):
         doing = self.client.processing(list(tasks))
-        ours = [a for a, t in tasks.items() if set(doing.get(a, ())) <= {t.key}] # ours may still be on its way there
-        self.client.cancel(list(tasks.values()), force=True)
+        ours = [a for a, mine in tasks.items() if set(doing.get(a, ())) <= {t.key for t in mine}] # ours may still be on their way there
+        self.client.cancel(sum(tasks.values(), []), force=True)
         if ours: self.client.restart_workers(ours, timeout=5, raise_for_error=False)
 
 Cluster._give_up = _give_up

@@ -430,14 +430,18 @@ def run_here(kind: type, trials: list, root=None) -> list[dict]:
     return [{"result": text, "meta": {"seconds": seconds * t.cost() / total, **common, **meta}}
             for t, text, meta in zip(trials, texts, metas)]
 
-# %% ../nbs/30_trials.ipynb #0c6df764
+# %% ../nbs/30_trials.ipynb #63fd1fa8
+@functools.cache
+def _once(load, names):
+    "Plugins, once a process: to look for them reads what every installed package says of itself, 5 ms."
+    load()
+
 def run_there(reference: str, rows: list, plugins="", root=None) -> list[dict]:
     "As `run_here`, in a worker: `rows` are (hash, description as JSON) of trials of the class `module:Class`."
     try:
         if plugins: os.environ.setdefault("LTH_PLUGINS", plugins)
         kind = _resolve(reference)
-        load_plugins = getattr(sys.modules.get("lth_companion.scorers"), "load_plugins", None)
-        if load_plugins: load_plugins()
+        if scorers := sys.modules.get("lth_companion.scorers"): _once(scorers.load_plugins, os.environ.get("LTH_PLUGINS"))
         trials = [kind.model_validate_json(text) for _, text in rows]
         if [t.hash for t in trials] != [hash for hash, _ in rows]:
             raise RuntimeError(f"this worker's {reference} gives the trial another identity: install the same code on every machine")
@@ -572,17 +576,17 @@ def time_left(waiting: float, flying, workers=1, paid=0.0, spent=0.0) -> float:
     rest = [max(rate * cost - had, 0.05 * rate * cost) for had, cost in flying]
     return max([(rate * max(waiting, 0) + sum(rest)) / max(workers, 1), *rest])
 
-# %% ../nbs/30_trials.ipynb #f29e0bd1
+# %% ../nbs/30_trials.ipynb #c7c4a2e8
 class Progress:
     """Shows how a sweep goes: `how` is "bar", "plain", "silent" (or False), or None for what suits the output.
     `tell`, if given, gets `record()` at the start, about twice a second (in another thread) and at the end."""
     def __init__(self, total: int, cached: int, cost: float, how=None, tell=None):
-        self.total, self.cost, self.tell = total, cost, tell
+        self.total, self.queued, self.tell = total, cost, tell
         self.how = {True: None, False: "silent"}.get(how, how)
         self.counts, self.elsewhere, self.told = Counter(cached=cached, ran=0, failed=0), 0, None
         self.paid, self.spent, self.workers, self.flying = 0.0, 0.0, 1, {}
         self.start = self.spoke = time.monotonic()
-        self.over, self.lock, self.ticker = threading.Event(), threading.Lock(), threading.Thread(target=self._tick, daemon=True)
+        self.over, self.lock, self.ticker = threading.Event(), threading.RLock(), threading.Thread(target=self._tick, daemon=True)
 
     def __enter__(self):
         from rich.console import Console
@@ -605,25 +609,39 @@ class Progress:
         if self.how == "bar": self.update(), self.bar.stop()
         elif self.how == "plain": print(self.text(), flush=True)
 
-    def begin(self, group: list): self.flying[group[0].hash] = time.monotonic(), _cost(group)
+    def begin(self, group: list):
+        "A group has left the queue. With more groups in hand than workers, the later ones begin when others end."
+        with self.lock:
+            cost, free = _cost(group), self.workers - sum(since is not None for since, _ in self.flying.values())
+            self.flying[group[0].hash] = time.monotonic() if free > 0 else None, cost
+            self.queued -= cost
 
     def ended(self, group: list, seconds: float = 0.0):
         "A group has ended, after `seconds` of work; 0 if it was lost with its worker."
-        _, cost = self.flying.pop(group[0].hash)
-        if seconds: self.paid, self.spent = self.paid + cost, self.spent + seconds
+        with self.lock:
+            since, cost = self.flying.pop(group[0].hash)
+            if seconds: self.paid, self.spent = self.paid + cost, self.spent + seconds
+            if since and (late := [(h, cost) for h, (since, cost) in self.flying.items() if since is None]): self.flying[late[0][0]] = time.monotonic(), late[0][1]
 
-    def add(self, what: str, cost: float):
-        "Count a trial as cached (by another run), ran or failed."
-        self.counts[what] += 1
-        self.cost -= cost
+    def again(self, trial):
+        "A trial is back in the queue."
+        with self.lock: self.queued += trial.cost()
+
+    def add(self, what: str, queued: float = 0.0):
+        "Count a trial as cached (by another run), ran or failed; `queued` is the cost of one that never began."
+        with self.lock:
+            self.counts[what] += 1
+            self.queued -= queued
 
     def record(self) -> dict:
         "What there is to say: done, total, cached, failed, waiting, workers, rate (trials a minute), seconds, left (seconds; None at the end)."
-        now, done, flying = time.monotonic(), self.counts.total(), list(self.flying.values())
-        ran, waiting = done - self.counts["cached"], self.cost - sum(cost for _, cost in flying)
-        left = time_left(waiting, [(now - since, cost) for since, cost in flying], self.workers, self.paid, self.spent)
-        return {"done": done, "total": self.total, "cached": self.counts["cached"], "failed": self.counts["failed"], "waiting": self.elsewhere, "workers": self.workers,
-                "rate": 60 * ran / max(now - self.start, 1e-9), "seconds": now - self.start, "left": left if done < self.total else None}
+        with self.lock:  # the sweep goes on in another thread
+            now, counts, queued, elsewhere = time.monotonic(), self.counts.copy(), self.queued, self.elsewhere
+            flying = [(now - (since or now), cost) for since, cost in self.flying.values()]
+            left = time_left(queued, flying, self.workers, self.paid, self.spent)
+        done, seconds = counts.total(), now - self.start
+        return {"done": done, "total": self.total, "cached": counts["cached"], "failed": counts["failed"], "waiting": elsewhere, "workers": self.workers,
+                "rate": 60 * (done - counts["cached"]) / max(seconds, 1e-9), "seconds": seconds, "left": left if done < self.total else None}
 
     def text(self) -> str: return progress_text(self.record())
 
@@ -705,7 +723,7 @@ def failure_lines(failures: dict, most: int = 10) -> list[str]:
              for hits in alike[:most]]
     return lines + [f"{sum(map(len, alike[most:]))} trials failed for {len(alike) - most} other reasons: see lth trials status"] * (len(alike) > most)
 
-# %% ../nbs/30_trials.ipynb #df7779f0
+# %% ../nbs/30_trials.ipynb #a5798687
 class Sweep:
     "The state of one `run`: `results` and `failures` by hash grow as groups end. A ClusterError ends it."
     def __init__(self, waiting, store, pool, workers, force, bar, on_done):
@@ -714,6 +732,7 @@ class Sweep:
         self.flying, self.claimed, self.elsewhere, self.deaths = {}, {}, [], Counter()
         self.results, self.failures, self.seconds = {}, {}, 0.0
         self.worth = getattr(pool, "worth", 0.0)  # seconds of work below which groups share a call
+        self.ahead = getattr(pool, "ahead", 0.0)  # and below which a worker is given its next group early
 
     def go(self):
         "Run everything. An interrupt, or the loss of a cluster, keeps what has ended, and is raised again."
@@ -731,11 +750,15 @@ class Sweep:
     def launch(self):
         "Fill the free places."
         self.bar.workers = width = places(self.pool, self.workers)
-        while self.queue and len(self.flying) < width:
+        while self.queue and len(self.flying) < (2 * width if self.early(width) else width):
             if parts := self.gather(width):
                 group = sum(parts, [])
                 self.bar.begin(group)
                 self.flying[self.submit(parts)] = group
+
+    def early(self, width: int) -> bool:
+        "Whether workers may have their next group in hand: all are short, and towards the end none waits behind another."
+        return len(self.queue) > width and max([_cost(self.queue[0]), *(cost for _, cost in self.bar.flying.values())]) < self.ahead
 
     def gather(self, width: int) -> list[list]:
         "The next group; or several small ones that together are worth a call."
@@ -792,7 +815,9 @@ class Sweep:
         "The worker died: each trial again, alone, at most twice."
         for t in group:
             self.deaths[t.hash] += 1
-            if self.deaths[t.hash] <= 2: self.queue.appendleft([t])
+            if self.deaths[t.hash] <= 2:
+                self.queue.appendleft([t])
+                self.bar.again(t)
             else: self.finish(t, {"failed": f"its worker died three times ({reason(error).rstrip('.')}); if memory is short, use fewer workers", "traceback": ""})
 
     def finish(self, t, outcome):
@@ -812,7 +837,7 @@ class Sweep:
     def end(self, t, what, value):
         "Enter a trial in the books and give it back."
         (self.failures if what == "failed" else self.results)[t.hash] = value
-        self.bar.add(what, t.cost())
+        self.bar.add(what, t.cost() if what == "cached" else 0.0)
         self.release(t)
 
     def release(self, t):

@@ -164,6 +164,49 @@ def test_a_trial_that_kills_its_worker_fails_after_three(two, tmp_path):
     until(lambda: len(two.hosts) == 2)
 
 
+def test_what_waits_in_a_worker_that_dies_is_not_to_blame(two, tmp_path):
+    bad = Logged(number=30, folder=str(tmp_path), seconds=.05, action="die")
+    trials = logged(tmp_path, 30, seconds=.05)
+    rows = quiet(trials[:9] + [bad] + trials[9:], tmp_path / "s", executor=two)
+    assert [why is None for why in rows["failed"]] == [True] * 9 + [False] + [True] * 21 and "its worker died three times" in rows["failed"][9]
+    ran = executions(tmp_path)
+    assert ran.count(30) == 3 and sorted(ran) == [*range(30), 30, 30, 30]  # its neighbours once
+    until(lambda: len(two.hosts) == 2)
+
+
+def in_hand(there): return sorted(len(hand) for hand in there.hands.values())
+
+
+def test_a_worker_of_one_thread_has_the_next_call_in_hand(two):
+    futures = [two.submit(time.sleep, .2) for _ in range(7)]
+    assert in_hand(two) == [2, 2] and len(two.waiting) == 3
+    for future in futures: assert future.result(20) is None
+    until(lambda: in_hand(two) == [0, 0], 5)
+    one = two.submit(time.sleep, .3)
+    assert in_hand(two) == [0, 1] and two.submit(int, 3).result(5) == 3 and not one.done()  # the free one first
+    one.result(5)
+
+
+def test_what_a_lost_worker_had_not_begun_goes_to_another(two, tmp_path):
+    futures = [two.submit(time.sleep, 60) for _ in range(2)] + [two.submit(os.getpid) for _ in range(2)]
+    assert in_hand(two) == [2, 2]
+    before = set(pids(two))
+    for pid in before: os.kill(pid, signal.SIGKILL)
+    for future in futures[:2]:
+        with pytest.raises(WorkerLost, match="was lost"): future.result(60)
+    assert not {future.result(60) for future in futures[2:]} & before
+    until(lambda: len(two.hosts) == 2)
+
+
+def test_a_worker_of_two_threads_runs_one_call_at_a_time(tmp_path):
+    with Lab(workers=0) as lab:
+        lab.worker("--nthreads", "2")
+        with together(lab.address, 1, root=tmp_path) as there:
+            futures = [there.submit(time.sleep, .2) for _ in range(3)]
+            assert in_hand(there) == [1] and len(there.waiting) == 2
+            for future in futures: future.result(20)
+
+
 def test_the_scheduler_killed_midway(tmp_path):
     trials, done = logged(tmp_path, 12, seconds=0.15), []
     with Lab(nanny=False) as first:
@@ -194,7 +237,7 @@ def test_what_was_interrupted_does_not_hold_a_worker(lab, tmp_path):
     with pytest.raises(KeyboardInterrupt):
         with together(lab.address, 2, root=tmp_path) as there:
             futures, before = [there.submit(time.sleep, 60) for _ in range(3)], set(pids(there))
-            until(lambda: len(there.busy) == 2)
+            until(lambda: all(there.hands.values()))
             raise KeyboardInterrupt
     for future in futures:
         with pytest.raises(CancelledError): future.result()

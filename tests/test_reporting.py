@@ -73,6 +73,43 @@ def test_the_time_left_is_right_from_the_start(tmp_path, shape):
     for now, says, _ in told[:-1]: assert abs(says - (took - now)) < .15 * took, told
 
 
+def test_what_has_ended_is_not_still_to_come():
+    "The books at every moment: a group that has ended, whose results are being written, costs nothing more."
+    group, rest, late = ([Idle(number=n, seconds=10) for n in some] for some in (range(4), range(4, 6), range(6, 7)))
+    bar = T.Progress(7, 0, 70.0, "silent")
+    left = lambda: round(bar.record()["left"], 1)
+    assert left() == 70
+    bar.begin(group)
+    assert left() == 70
+    bar.ended(group, 40)
+    assert left() == 30
+    for t in group: bar.add("ran"); assert left() == 30
+    bar.begin(rest)
+    bar.ended(rest)  # lost with its worker: to be run again
+    for t in rest: bar.again(t)
+    assert left() == 30
+    bar.add("cached", rest[0].cost())  # by another run
+    assert left() == 20
+    bar.begin(rest[1:]), bar.ended(rest[1:], 10), bar.add("failed")
+    assert left() == 10 and (bar.begin(late), bar.ended(late, 10), left())[2] == 0
+    bar.add("ran")
+    assert bar.record()["left"] is None
+
+
+def test_a_group_in_hand_behind_another_has_not_begun():
+    bar = T.Progress(4, 0, 4.0, "silent")
+    one, two, three = ([Idle(number=n, seconds=1)] for n in range(3))
+    bar.begin(one), bar.begin(two)
+    time.sleep(.3)
+    since = [since for since, _ in bar.flying.values()]
+    assert since[0] and since[1] is None and 3.6 < bar.record()["left"] < 3.75
+    bar.ended(one, 1)
+    assert bar.flying[two[0].hash][0] > since[0] + .29 and round(bar.record()["left"], 1) == 3
+    bar.workers = 2
+    bar.begin(three)
+    assert bar.flying[three[0].hash][0]
+
+
 def test_the_time_left_is_corrected_by_what_ended(tmp_path):
     told, took = left([Dear(number=n) for n in range(25)], tmp_path)
     assert told[0][1] == pytest.approx(1, abs=.01)  # as estimated

@@ -625,6 +625,40 @@ def test_of_a_lost_call_each_trial_is_run_alone(tmp_path):
     assert first == 10 and lost.calls.count([1]) >= first and rows.attrs["ran"] == 40
 
 
+class Early(concurrent.futures.ThreadPoolExecutor):
+    "Two workers that may have their next group in hand; `open` are the groups under way at each call."
+    ahead = .1
+    def __init__(self): super().__init__(2); self.open, self.futures = [], []
+
+    def submit(self, fn, *args):
+        self.open.append(1 + sum(not f.done() for f in self.futures))
+        self.futures.append(super().submit(fn, *args))
+        return self.futures[-1]
+
+
+def test_a_worker_has_its_next_group_in_hand_where_groups_are_short(tmp_path):
+    short, dear = ([Idle(number=n, seconds=seconds) for n in range(count)] for seconds, count in ((.03, 12), (.1, 6)))
+    with Early() as pool: quiet(short, tmp_path, executor=pool)
+    assert max(pool.open) == 4 and max(pool.open[-2:]) < 4, pool.open  # towards the end none waits behind another
+    with Early() as pool: quiet(dear, tmp_path, executor=pool)
+    assert max(pool.open) == 2, pool.open
+    with Early() as pool: quiet([Idle(number=n + 100, seconds=.03) for n in range(12)] + [Idle(number=200, seconds=.2)], tmp_path, executor=pool)
+    assert max(pool.open[:3]) <= 2 and max(pool.open) == 4, pool.open  # none waits behind the long one, which comes first
+    Early.ahead = 0
+    try:
+        with Early() as pool: quiet([Idle(number=n + 300, seconds=.03) for n in range(8)], tmp_path, executor=pool)
+    finally: Early.ahead = .1
+    assert max(pool.open) == 2
+
+
+def test_plugins_are_looked_for_once_a_process(monkeypatch):
+    from lth_companion import scorers
+    called, trial = [], Idle(number=7)
+    monkeypatch.setattr(scorers, "load_plugins", lambda: called.append(1))
+    for _ in range(3): assert "result" in T.run_there("lth_companion.trials:Idle", [(trial.hash, T.dumps(trial.identity["fields"]))])[0]
+    assert called == [1]
+
+
 def test_a_pool_that_is_given_is_used_in_its_whole_width(tmp_path):
     with T.Workers(2) as pool:
         assert T.places(pool) == 2
