@@ -127,15 +127,17 @@ def seconds(f):
     t = time.perf_counter(); f(); return time.perf_counter() - t
 
 def overhead(note, Ratio, quick):
-    "What a trial costs beyond its work: trials that do nothing, in this process and with two workers that have started."
+    "What a trial costs beyond its work, in milliseconds of the worker that has it: trials that do nothing, and trials of 0.1 s; in this process and with two workers that have started."
     n, rounds = (100, 3) if quick else (500, 5)
-    def measure(root, **options):
-        names = iter(range(1000))
-        once = lambda: 1000 * quietly([Idle(number=i) for i in range(n)], pathlib.Path(root, f"store-{next(names)}"), **options) / n
+    def measure(root, work, workers=1, **options):
+        names, count = iter(range(1000)), n if not work else n // 5
+        once = lambda: 1000 * (workers * quietly([Idle(number=i, seconds=work) for i in range(count)], pathlib.Path(root, f"store-{work}-{next(names)}"), **options) / count - work)
         once()
         return Ratio([once() for _ in range(rounds)])
-    with tempfile.TemporaryDirectory() as root: note("trial-overhead-ms", "milliseconds a trial that does nothing, in this process", measure(root), 5)
-    for name, engine in ENGINES.items():
-        with tempfile.TemporaryDirectory() as root, engine(2, root) as there:
-            for started in [there.submit(time.sleep, .3) for _ in range(2)]: started.result()
-            note(f"trial-overhead-{name}-ms", f"milliseconds a trial that does nothing, two workers ({name})", measure(root, executor=there), 5)
+    for work, which in ((0, "does nothing"), (.1, "takes 0.1 s, beyond that")):
+        mark = "-busy" if work else ""
+        with tempfile.TemporaryDirectory() as root: note(f"trial-overhead{mark}-ms", f"milliseconds a trial that {which}, in this process", measure(root, work), 5)
+        for name, engine in ENGINES.items():
+            with tempfile.TemporaryDirectory() as root, engine(2, root) as there:
+                for started in [there.submit(time.sleep, .3) for _ in range(2)]: started.result()
+                note(f"trial-overhead-{name}{mark}-ms", f"milliseconds of a worker a trial that {which}, two workers ({name})", measure(root, work, 2, executor=there), 5)

@@ -124,7 +124,7 @@ def fit(trial:BranchTrial, tickets:list[Ticket], begin:int=0) -> list:
     for result in results: result.ticket = _on_cpu(result.ticket)
     return results
 
-# %% ../nbs/37_branches.ipynb #37fcf01d
+# %% ../nbs/37_branches.ipynb #29307852
 _recent = OrderedDict()
 
 def _remember(key, value, keep=24):
@@ -151,15 +151,23 @@ def _kept(key, make):
         ticket.save(file)
     return _remember(where, ticket)
 
+def _known(trial):
+    "The row of a level that the store has from an earlier run, or None."
+    store = active_store()
+    return store and store.memo('level', trial.hash)
+
 class Diverged(RuntimeError):
     "A run that others are cut from ended in NaN; the message names it."
 
 def trained(trial:BranchTrial) -> Ticket:
     "The trained ticket of a level (see `is_level`), trained now if need be with all levels below it."
     def make():
-        _, result = _train_level(trial)
-        if result.ticket is None: raise Diverged(f'The {"dense run" if trial.level == 0 else f"level {trial.level}"} of seed {trial.seed} diverged in epoch {result.diverged}, so nothing can be cut from it; lower the learning rate.')
-        return result.ticket
+        row = _known(trial)
+        if row is None or not row['diverged']:
+            _, result = _train_level(trial)
+            if result.ticket is not None: return result.ticket
+            row = {'diverged': result.diverged}
+        raise Diverged(f'The {"dense run" if trial.level == 0 else f"level {trial.level}"} of seed {trial.seed} diverged in epoch {row["diverged"]}, so nothing can be cut from it; lower the learning rate.')
     return _kept(trial.hash, make)
 
 def rewound(trial:BranchTrial) -> Ticket:
@@ -251,13 +259,12 @@ def _train_level(trial):
 
 def _begin(trial): return trial.rewind if trial.start == 'rewound' else 0
 
-# %% ../nbs/37_branches.ipynb #557cfa7b
+# %% ../nbs/37_branches.ipynb #8a9ff3b8
 def _run_group(cls, trials):
     done = {}
     for t in sorted((t for t in trials if is_level(t)), key=lambda t: t.level):
-        store = active_store()
-        row = store.memo('level', t.hash) if store else None
-        if row is None or not _file(t.hash).exists():
+        store, row = active_store(), _known(t)
+        if row is None or not (row['diverged'] or _file(t.hash).exists()):
             (ticket, notes), result = _train_level(t)
             if result.ticket is not None:
                 _kept(t.hash, lambda: result.ticket)

@@ -182,12 +182,17 @@ def test_the_loop_and_the_trials_are_one_algorithm():
     by_loop = {i: t for i, t, _ in imp(fit, Ticket.of(network(small())), levels=2)}
     assert by_loop[2].digest == make_ticket(small(masks="imp", level=2))[0].digest
 
-def test_a_diverged_dense_run_is_a_result_and_its_branches_say_why(tmp_path):
-    wild = small(recipe=FEW.model_copy(update=dict(lr=1e6)))
-    rows = run([wild], Store(tmp_path), progress=False)
-    assert rows.diverged.item() == 1 and rows.failed.isna().all()
-    cut_from = run([wild.model_copy(update=dict(masks="one-shot", level=1))], Store(tmp_path), progress=False)
-    assert "diverged" in cut_from.failed.item() and "learning rate" in cut_from.failed.item()
+def test_a_diverged_run_is_a_result_and_is_trained_once(tmp_path, monkeypatch):
+    "What is cut from it fails in a sentence, now and in a later process, without training it again."
+    wild, trained_levels = Recipe(lr=1e30, batch_size=128, max_epochs=3, patience=None), []
+    plain = branches._train_level
+    monkeypatch.setattr(branches, "_train_level", lambda t: trained_levels.append(t.level) or plain(t))
+    trials = [small(recipe=wild)] + [small(recipe=wild, masks="imp", level=i) for i in (1, 2)] + [small(recipe=wild, masks="one-shot", level=1)]
+    rows = run(trials, Store(tmp_path), progress=False)
+    assert rows["diverged"][0] == 1 and rows["failed"][0] is None and trained_levels.count(0) == 1, trained_levels
+    for why in rows["failed"][1:]: assert why.startswith("The dense run of seed 0 diverged in epoch 1, so nothing can be cut from it")
+    branches._recent.clear(), trained_levels.clear()
+    assert run(trials, Store(tmp_path), progress=False)["failed"].tolist() == rows["failed"].tolist() and 0 not in trained_levels
 
 SWEEP = """
     import os, sys
