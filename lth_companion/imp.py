@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['check_rate', 'spared', 'cut', 'shuffle_masks', 'random_masks', 'smart_masks', 'branch', 'next_level', 'imp', 'admm']
 
-# %% ../nbs/20_imp.ipynb #3b5abb79
+# %% ../nbs/20_imp.ipynb #10081aa1
 import math
 from dataclasses import dataclass
 from typing import Callable, Iterator
@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from .tickets import Ticket, check_masks, generator, prunable
 from .selection import SelectionError, check_density, keep_top, smart_ratio
-from .training import Recipe, optimizer, order, set_rate
+from .training import Recipe, optimizer, order
 
 # %% ../nbs/20_imp.ipynb #00830e17
 def check_rate(rate:float, level:int) -> float:
@@ -87,7 +87,7 @@ def imp(fit:Callable[[Ticket, int], Ticket], dense:Ticket, levels:int, rate:floa
         yield level, ticket, trained
         if level < levels: ticket = next_level(trained, origin, level + 1, rate, scope, spare)
 
-# %% ../nbs/20_imp.ipynb #209ec18c
+# %% ../nbs/20_imp.ipynb #7b429b6b
 def admm(model, data, recipe:Recipe, density:float, scope:str='layer', spare:tuple=(), seed:int=0, epochs:int=8, stages:int=1, rho:float=.1) -> tuple[dict[str, Tensor], dict]:
     """Masks by ADMM pruning from the trained `model`, which is left as ADMM trains it; and notes: the residual |W - Z| / |W| after each epoch.
 
@@ -97,7 +97,7 @@ def admm(model, data, recipe:Recipe, density:float, scope:str='layer', spare:tup
     weights = prunable(model)
     moved = [w for n, w in weights.items() if n not in spare]
     opt = optimizer(model, recipe)
-    set_rate(opt, recipe.lr / 10)
+    for group in opt.param_groups: group['lr'] = recipe.lr / 10      # a double under `graph` too, where `set_rate` would round it to float32
     dual = {n: torch.zeros_like(w) for n, w in weights.items()}
     def project():
         raised = {n: w.detach() + dual[n] for n, w in weights.items()}
