@@ -297,7 +297,7 @@ def _cost(trial) -> float:
 
 BranchTrial.cost = _cost
 
-# %% ../nbs/37_branches.ipynb #b42cc8d8
+# %% ../nbs/37_branches.ipynb #80428f2a
 @dataclass(frozen=True)
 class Setup:
     "A network on a data set by name: the `fields` that all its trials share, and its recipe."
@@ -309,7 +309,7 @@ class Setup:
     def measured_on(self) -> str:
         "Network and data in full, for verdicts and tables."
         model, width, n = (self.fields.get(k) for k in ('model', 'width', 'train_size'))
-        network = 'LeNet-300-100' if model in (None, 'lenet-300-100') else model + (f' at width {width:g}' if width not in (None, 1) else '')
+        network = ('LeNet-300-100' if model in (None, 'lenet-300-100') else model) + (f' at width {width:g}' if width not in (None, 1) else '')
         return f"{network} on {n or datasets.facts(self.fields['data']).counts[0]:,} {self.name.split(' on ')[1]} images"
 
     def available(self, store, trials) -> bool:

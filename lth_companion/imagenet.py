@@ -8,7 +8,7 @@ __all__ = ['PAPER', 'MEAN', 'STD', 'app', 'ImagenetError', 'paper_recipe', 'opti
            'evaluate', 'mask_digest', 'check_agreement', 'InBfloat16', 'shared', 'Run', 'steps_of', 'fit', 'costs_of',
            'Numerics', 'summary', 'provenance', 'write_json', 'build', 'say', 'imagenet', 'main']
 
-# %% ../nbs/25_imagenet.ipynb #84c2c813
+# %% ../nbs/25_imagenet.ipynb #5a8a974f
 import contextlib, hashlib, json, math, os, platform, sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,7 +25,7 @@ from . import __version__
 from .tickets import Ticket, generator, prunable
 from .data import allow_tf32, import_torchvision
 from .models import create
-from .training import Recipe, keep, resume, step
+from .training import Recipe, keep, resume, set_rate, step
 from .costs import inference_flops, positions, sizes, training_multiple
 from .dynamic import Clock, Dynamic, DropGrow, initial_masks, segments, settings as method_settings
 
@@ -271,13 +271,13 @@ def fit(model, train, val, recipe:Recipe, settings:Dynamic, seed:int=0, world:Wo
             if on_epoch: on_epoch(e, records[-1])
     return run
 
-# %% ../nbs/25_imagenet.ipynb #8a575058
+# %% ../nbs/25_imagenet.ipynb #ccd5c643
 def _epoch(model, train, e, recipe, opt, work, seed, world, workers, bf16, steps, last, on_event):
     "One epoch of steps and events on this rank."
     torch.manual_seed(generator(seed, 'model', e, world.rank).initial_seed())      # what the model itself draws, such as dropout
     outer, dtype = shared(model, world, bf16), next(model.parameters()).dtype
     model.train()
-    for group in opt.param_groups: group['lr'] = recipe.lr_at(e)
+    set_rate(opt, recipe.lr_at(e))
     for t, (x, y) in enumerate(training_batches(train, e, recipe.batch_size // world.size, world, seed, workers), e * steps + 1):
         x, y = x.to(world.device, dtype, non_blocking=True), y.to(world.device, non_blocking=True)
         if last: x = x.contiguous(memory_format=torch.channels_last)

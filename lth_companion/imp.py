@@ -87,7 +87,7 @@ def imp(fit:Callable[[Ticket, int], Ticket], dense:Ticket, levels:int, rate:floa
         yield level, ticket, trained
         if level < levels: ticket = next_level(trained, origin, level + 1, rate, scope, spare)
 
-# %% ../nbs/20_imp.ipynb #c1596ed5
+# %% ../nbs/20_imp.ipynb #7b429b6b
 def admm(model, data, recipe:Recipe, density:float, scope:str='layer', spare:tuple=(), seed:int=0, epochs:int=8, stages:int=1, rho:float=.1) -> tuple[dict[str, Tensor], dict]:
     """Masks by ADMM pruning from the trained `model`, which is left as ADMM trains it; and notes: the residual |W - Z| / |W| after each epoch.
 
@@ -97,7 +97,7 @@ def admm(model, data, recipe:Recipe, density:float, scope:str='layer', spare:tup
     weights = prunable(model)
     moved = [w for n, w in weights.items() if n not in spare]
     opt = optimizer(model, recipe)
-    for group in opt.param_groups: group['lr'] = recipe.lr / 10
+    for group in opt.param_groups: group['lr'] = recipe.lr / 10      # a double under `graph` too, where `set_rate` would round it to float32
     dual = {n: torch.zeros_like(w) for n, w in weights.items()}
     def project():
         raised = {n: w.detach() + dual[n] for n, w in weights.items()}

@@ -7,7 +7,7 @@ __all__ = ['METHODS', 'MAIN', 'SupermaskTrial', 'weight_facts', 'packed', 'unpac
            'settings_of', 'search_recipe', 'SearchSetting', 'search_trial', 'ensemble_trial', 'trained_trial',
            'table_searches', 'recycling_settings']
 
-# %% ../nbs/39_searches.ipynb #b72da21b
+# %% ../nbs/39_searches.ipynb #caaddbb4
 import base64, math
 from dataclasses import dataclass
 from itertools import combinations
@@ -19,11 +19,11 @@ from . import data as datasets
 from .tickets import generator
 from .training import Recipe, train
 from .supermasks import Search, Supermask, SupermaskError, frozen_weights, search
-from .storage import Source, bits_by_form
+from .storage import Source, StorageError, bits_by_form
 from .diversity import disagreement, distances, ensemble, independent_disagreement, logits, pair, path, random_scores
 from .trials import active_store
 from .experiments import _load
-from .branches import NetworkTrial, Setup, _on_cpu, initial, network
+from .branches import NetworkTrial, Setup, _on_cpu, network
 from .sparse_training import SparseTrial, _images, _rate
 
 # %% ../nbs/39_searches.ipynb #49d37167
@@ -68,12 +68,11 @@ def unpacked(rows:dict[str, str], shapes:dict[str, tuple]) -> dict[str, torch.Te
     "Boolean masks of the given shapes from what `packed` wrote."
     return {n: torch.from_numpy(np.unpackbits(np.frombuffer(base64.b64decode(t), np.uint8), count=math.prod(shapes[n]))).view(shapes[n]).bool() for n, t in rows.items()}
 
-# %% ../nbs/39_searches.ipynb #de1dbad0
+# %% ../nbs/39_searches.ipynb #040fa10f
 def _frozen(trial):
     "The weights of the dense training, where the trial has one."
     if not trial.trained: return None
-    start = initial(trial)
-    result = train(start.apply(network(trial)), _load(trial), trial.trained, start.masks, trial.seed)
+    result = train(network(trial), _load(trial), trial.trained, seed=trial.seed)
     if result.ticket is None: raise ValueError(f'The dense training diverged in epoch {result.diverged}, so its weights cannot be frozen; lower its learning rate.')
     return result.ticket.weights
 
@@ -104,8 +103,8 @@ def _stopped(trial, result, why):
 def _ticket_facts(work, ticket, first):
     if ticket is None: return {'kept': None, 'layers': {}, 'empty': [], 'digest': None, 'bits': {}}
     ticket = _on_cpu(ticket)
-    told = work.drawn and work.settings.change != 'iterand-all'
-    source = Source.of(work) if told else None
+    try: source = Source.of(work)
+    except StorageError: source = None      # no seed tells these weights
     return {'kept': sum(ticket.kept.values()), 'layers': weight_facts(work, ticket.masks, first), 'empty': ticket.empty, 'digest': ticket.digest, 'bits': bits_by_form(ticket, source)}
 
 SupermaskTrial.run_group = classmethod(lambda cls, trials: [_run_one(t) for t in trials])

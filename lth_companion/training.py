@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['Recipe', 'Stopper', 'Result', 'Progress', 'order', 'autocast', 'optimizer', 'set_rate', 'step', 'evaluate',
-           'velocity_of', 'put_velocity', 'keep', 'resume', 'check_device', 'numerics', 'capture', 'Replay', 'Stepper',
-           'stop_split', 'train', 'train_together']
+           'velocity_of', 'put_velocity', 'keep', 'resume', 'on_gpu', 'check_device', 'numerics', 'capture', 'Replay',
+           'training_batch', 'Stepper', 'stop_split', 'train_together', 'train']
 
 # %% ../nbs/12_training.ipynb #594450cb
 import contextlib, hashlib, itertools, json, math, os, warnings
@@ -239,10 +239,14 @@ def resume(path, model, opt, masks, sparsity, key:dict) -> list:
         raise ValueError(f'{path} holds no state of this training ({(str(e).splitlines() or [type(e).__name__])[0][:80]}); remove it, and training starts anew.') from None
     return records
 
-# %% ../nbs/12_training.ipynb #c8eaf78e
+# %% ../nbs/12_training.ipynb #a462581a
+def on_gpu(device) -> bool:
+    "Whether `device` has CUDA's streams, graphs and numerics."
+    return torch.device(device).type == 'cuda'
+
 def check_device(recipe:Recipe, device):
     "`ValueError` where an option of the recipe does not exist on `device`."
-    if torch.device(device).type == 'cuda': return
+    if on_gpu(device): return
     for name, asked in (('graph=True', recipe.graph), ('precision="tf32"', recipe.precision == 'tf32')):
         if asked: raise ValueError(f'{name} needs a CUDA device and this training is on the {torch.device(device).type}; use device="cuda", or leave the option out.')
 
@@ -250,7 +254,7 @@ def check_device(recipe:Recipe, device):
 def numerics(recipe:Recipe, device):
     "While entered: float32 products on a GPU are IEEE's, unless the recipe says TF32. torch's own default is TF32 for convolutions."
     check_device(recipe, device)
-    if torch.device(device).type == 'cpu': yield; return
+    if not on_gpu(device): yield; return
     before = torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32
     allow_tf32(recipe.precision == 'tf32')
     try: yield
@@ -286,7 +290,13 @@ class Replay:
         self.replay()
         for p, g in zip(self.params, self.gradients): p.grad = g      # an eager step in between has put its own there
 
-# %% ../nbs/12_training.ipynb #8e31ee46
+# %% ../nbs/12_training.ipynb #3ed0ea5a
+def training_batch(data, indices, recipe:Recipe, dtype, draws=None) -> tuple[torch.Tensor, torch.Tensor]:
+    "Inputs and targets of training images as the recipe's step takes them: augmented (by `draws`: a generator, or what it drew), laid out, in `dtype`."
+    x, y = data.batch(data.train_x, data.train_y, indices, recipe.augment, draws)
+    if recipe.memory_format == 'channels_last': x = x.contiguous(memory_format=torch.channels_last)
+    return x.to(dtype), y
+
 class Stepper:
     "A recipe's steps on the training images of `data`, eager or replayed. `on_gradient()` is called where the step is `watched`."
     def __init__(self, model, opt, data, recipe:Recipe, weights=None, masks=None, on_gradient=None):
@@ -295,9 +305,8 @@ class Stepper:
 
     def run(self, indices, draws=None, model=None, on_gradient=None):
         "One step, launched operation by operation."
-        x, y = self.data.batch(self.data.train_x, self.data.train_y, indices, self.recipe.augment, draws)
-        if self.recipe.memory_format == 'channels_last': x = x.contiguous(memory_format=torch.channels_last)
-        step(self.model if model is None else model, self.opt, x.to(self.dtype), y, self.weights, self.masks, self.recipe.label_smoothing, on_gradient, self.recipe.precision)
+        x, y = training_batch(self.data, indices, self.recipe, self.dtype, draws)
+        step(self.model if model is None else model, self.opt, x, y, self.weights, self.masks, self.recipe.label_smoothing, on_gradient, self.recipe.precision)
 
     def __call__(self, indices, draws=None, watched:bool=False):
         "One step on the images `indices`, cropped by `draws`."
@@ -307,31 +316,15 @@ class Stepper:
         if self.graph is None: self.graph = Replay(lambda *a: self.run(*a, model=self.fast), inputs, self.opt, self.model.buffers())
         self.graph(*inputs)
 
-# %% ../nbs/12_training.ipynb #feb8dcb1
+# %% ../nbs/12_training.ipynb #c2d6c5b8
 def stop_split(recipe:Recipe, data) -> str | None:
     "The split that stops the run where it is not the test set; an error where the data have none."
     if recipe.stop_on == 'test': return None
     if not len(data.val_y): raise ValueError('stop_on="validation" needs a held-out split; load the data with validation=5000, say.')
     return 'val'
 
-def train(model, data, recipe:Recipe=Recipe(), masks=None, seed:int=0, level:int=0, on_epoch=None, begin:int=0, save_at=(), until:int=None,
-          velocity:dict=None, sparsity=None, checkpoint=None) -> Result:
-    """Train `model` in place on `data` and return its `Result`; with `masks`, pruned weights are and stay 0.
-
-    The data order follows from `(seed, level)`; nothing else is random unless the model itself draws. `on_epoch(model, result)`
-    is called after each epoch. `begin`: the iteration of the schedule at which to start (rewinding; the optimizer starts afresh).
-    `save_at`: iterations, counted from the start of the schedule, whose tickets `result.saved` (and momentum buffers `result.velocities`)
-    shall hold; `until`: the one at which to leave off. `velocity`: momentum buffers to start with, by parameter name. `sparsity`: what changes
-    the masks during training (chapter 22); it needs `masks`. `checkpoint`: a file written after each epoch, from which the same call goes on after a kill.
-    Raises `TicketError` for masks that do not fit, `ValueError` for a start after the end or an option that the device lacks."""
-    with numerics(recipe, data.train_y.device):
-        work = _training(model, data, recipe, masks, seed, level, on_epoch, begin, save_at, until, velocity, sparsity, checkpoint)
-        while True:
-            try: next(work)
-            except StopIteration as end: return end.value
-
 def _training(model, data, recipe, masks=None, seed=0, level=0, on_epoch=None, begin=0, save_at=(), until=None, velocity=None, sparsity=None, checkpoint=None):
-    "`train` as a generator that yields after each step it launched; its value is the `Result`."
+    "`train` without its numerics, as a generator that yields after each step it launched; its value is the `Result`."
     weights, mask_list = None, None
     if recipe.memory_format == 'channels_last': model.to(memory_format=torch.channels_last)
     if masks is not None:
@@ -377,20 +370,34 @@ def _training(model, data, recipe, masks=None, seed=0, level=0, on_epoch=None, b
         run.result.gradient = {n: w.grad.clone() for n, w in prunable(model).items() if w.grad is not None}
     return run.result
 
-# %% ../nbs/12_training.ipynb #a2e7b0e5
+# %% ../nbs/12_training.ipynb #ccad4bed
 def train_together(jobs, data, recipe:Recipe=Recipe()) -> list[Result]:
     "The `Result`s of training several models, `recipe.together` at a time. `jobs`: dicts of `train`'s other arguments, `model` among them; an iterator is asked for a job when its turn comes."
     jobs, results, device = iter(jobs), [], data.train_y.device
     with numerics(recipe, device):
         while some := list(itertools.islice(jobs, recipe.together)):
-            streams = [torch.cuda.Stream(device) for _ in some] if device.type == 'cuda' and len(some) > 1 else [None] * len(some)
+            streams = [torch.cuda.Stream(device) for _ in some] if on_gpu(device) and len(some) > 1 else [None] * len(some)
             for stream in filter(None, streams): stream.wait_stream(torch.cuda.current_stream(device))
             at_work, ended = {i: _training(data=data, recipe=recipe, **job) for i, job in enumerate(some)}, {}
             while at_work:
                 for i in list(at_work):
-                    with torch.cuda.stream(streams[i]):
+                    with torch.cuda.stream(streams[i]) if streams[i] else contextlib.nullcontext():      # even without a stream, torch's own context would start CUDA
                         try: next(at_work[i])
                         except StopIteration as end: ended[i] = end.value; del at_work[i]
             for stream in filter(None, streams): torch.cuda.current_stream(device).wait_stream(stream)
             results += [ended[i] for i in range(len(some))]
     return results
+
+# %% ../nbs/12_training.ipynb #ec16a47c
+def train(model, data, recipe:Recipe=Recipe(), masks=None, seed:int=0, level:int=0, on_epoch=None, begin:int=0, save_at=(), until:int=None,
+          velocity:dict=None, sparsity=None, checkpoint=None) -> Result:
+    """Train `model` in place on `data` and return its `Result`; with `masks`, pruned weights are and stay 0.
+
+    The data order follows from `(seed, level)`; nothing else is random unless the model itself draws. `on_epoch(model, result)`
+    is called after each epoch. `begin`: the iteration of the schedule at which to start (rewinding; the optimizer starts afresh).
+    `save_at`: iterations, counted from the start of the schedule, whose tickets `result.saved` (and momentum buffers `result.velocities`)
+    shall hold; `until`: the one at which to leave off. `velocity`: momentum buffers to start with, by parameter name. `sparsity`: what changes
+    the masks during training (chapter 22); it needs `masks`. `checkpoint`: a file written after each epoch, from which the same call goes on after a kill.
+    Raises `TicketError` for masks that do not fit, `ValueError` for a start after the end or an option that the device lacks."""
+    job = dict(model=model, masks=masks, seed=seed, level=level, on_epoch=on_epoch, begin=begin, save_at=save_at, until=until, velocity=velocity, sparsity=sparsity, checkpoint=checkpoint)
+    return train_together([job], data, recipe)[0]

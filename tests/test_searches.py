@@ -204,6 +204,11 @@ def test_frozen_weights_of_a_trained_network(tmp_path):
         assert v["first_rms"] == pytest.approx(float(dense.weights[n].double().square().mean().sqrt()), abs=1e-6)
         assert v["kept"] * v["kept_rms"] ** 2 + (v["size"] - v["kept"]) * v["pruned_rms"] ** 2 == pytest.approx(v["size"] * v["first_rms"] ** 2, rel=1e-4)
 
+def test_a_seed_that_no_file_holds_costs_the_seed_form_alone(tmp_path):
+    "The search has been paid for by then."
+    row = go([small("Edge-Popup", weight_seed=2**63)], tmp_path).iloc[0]
+    assert row.kept and set(row.bits) == {"values", "distinct", "binary"}
+
 def test_masks_on_the_way_are_recorded(tmp_path):
     trial = small("Biprop", record=(1, 4))
     row, shapes, seen = go([trial], tmp_path).iloc[0], {n: w.shape for n, w in prunable(network(trial)).items()}, {}

@@ -6,7 +6,7 @@ from lth_companion.data import Data, load
 from lth_companion.dynamic import DropGrow, settings, sparse_train
 from lth_companion.models import create
 from lth_companion.tickets import Ticket, generator, prunable
-from lth_companion.training import Recipe, Stepper, evaluate, numerics, optimizer, train, train_together
+from lth_companion.training import Recipe, Stepper, evaluate, numerics, optimizer, train, train_together, training_batch
 
 def images(shape=(3, 32, 32), n=200, device="cpu"):
     g = generator(0, "images", *shape)
@@ -99,6 +99,14 @@ def test_options_that_the_device_lacks():
     for fields, what in ((dict(graph=True), "graph=True"), (dict(precision="tf32"), "tf32")):
         with pytest.raises(ValueError, match=f"{what}.*needs a CUDA device.*leave the option out"): train(net(), data, recipe(**fields))
 
+@pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
+def test_a_batch_as_the_recipe_wants_it(layout):
+    data, indices = images(), torch.tensor([7, 3, 150])
+    x, y = training_batch(data, indices, recipe(memory_format=layout, augment="crop-flip"), torch.float64, generator(0, "crops"))
+    want, targets = data.batch(data.train_x, data.train_y, indices, "crop-flip", generator(0, "crops"))
+    assert x.dtype == torch.float64 and torch.equal(x, want.double()) and torch.equal(y, targets)
+    assert x.is_contiguous(memory_format=torch.channels_last) == (layout == "channels_last") != x.is_contiguous()
+
 def test_until_the_start_trains_nothing():
     model = net(); before = Ticket.of(model).digest
     assert train(model, images(), recipe(), until=0, save_at=(0,)).saved[0].digest == before == Ticket.of(model).digest
@@ -124,6 +132,14 @@ def test_one_that_ends_early_leaves_the_others_alone():
     bad, good = train_together([dict(model=wild), dict(model=net())], data, r)
     assert bad.diverged == 1 and bad.ticket is None
     same(good, train(net(), data, r))
+
+def test_on_the_cpu_no_stream_is_entered(monkeypatch):
+    "On a machine with a GPU, torch's context of a stream would start CUDA in every process that trains on the CPU."
+    def entered(stream): raise AssertionError("a stream is entered")
+    monkeypatch.setattr(torch.cuda, "stream", entered)
+    r = recipe(together=2, max_epochs=1, schedule="constant", milestones=())
+    results = train_together([dict(model=net(seed=s)) for s in range(3)], images(), r)
+    for s, result in enumerate(results): same(result, train(net(seed=s), images(), r))
 
 def test_methods_side_by_side_are_the_methods_alone(tmp_path):
     "Trials of GraNet's kind: with `together` the changing masks of a seed are one group, and each row is what it is alone."
