@@ -165,7 +165,7 @@ def test_a_trial_that_kills_its_worker_fails_after_three(two, tmp_path):
 
 
 def test_what_waits_in_a_worker_that_dies_is_not_to_blame(two, tmp_path):
-    bad = Logged(number=30, folder=str(tmp_path), seconds=.05, action="die")
+    bad = Logged(number=30, folder=str(tmp_path), seconds=.3, action="die")  # by then the result before it is home
     trials = logged(tmp_path, 30, seconds=.05)
     rows = quiet(trials[:9] + [bad] + trials[9:], tmp_path / "s", executor=two)
     assert [why is None for why in rows["failed"]] == [True] * 9 + [False] + [True] * 21 and "its worker died three times" in rows["failed"][9]
@@ -178,11 +178,11 @@ def in_hand(there): return sorted(len(hand) for hand in there.hands.values())
 
 
 def test_a_worker_of_one_thread_has_the_next_call_in_hand(two):
-    futures = [two.submit(time.sleep, .2) for _ in range(7)]
+    futures = [two.submit(time.sleep, .5) for _ in range(7)]
     assert in_hand(two) == [2, 2] and len(two.waiting) == 3
     for future in futures: assert future.result(20) is None
     until(lambda: in_hand(two) == [0, 0], 5)
-    one = two.submit(time.sleep, .3)
+    one = two.submit(time.sleep, 2)
     assert in_hand(two) == [0, 1] and two.submit(int, 3).result(5) == 3 and not one.done()  # the free one first
     one.result(5)
 
@@ -202,7 +202,7 @@ def test_a_worker_of_two_threads_runs_one_call_at_a_time(tmp_path):
     with Lab(workers=0) as lab:
         lab.worker("--nthreads", "2")
         with together(lab.address, 1, root=tmp_path) as there:
-            futures = [there.submit(time.sleep, .2) for _ in range(3)]
+            futures = [there.submit(time.sleep, .5) for _ in range(3)]
             assert in_hand(there) == [1] and len(there.waiting) == 2
             for future in futures: future.result(20)
 

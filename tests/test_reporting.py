@@ -96,18 +96,21 @@ def test_what_has_ended_is_not_still_to_come():
     assert bar.record()["left"] is None
 
 
-def test_a_group_in_hand_behind_another_has_not_begun():
-    bar = T.Progress(4, 0, 4.0, "silent")
-    one, two, three = ([Idle(number=n, seconds=1)] for n in range(3))
+def test_a_group_in_hand_behind_another_has_not_begun(monkeypatch):
+    clock = [100.0]
+    monkeypatch.setattr(T, "time", type("Clock", (), {"monotonic": lambda: clock[0]}))
+    bar = T.Progress(4, 0, 40.0, "silent")
+    one, two, three = ([Idle(number=n, seconds=10)] for n in range(3))
     bar.begin(one), bar.begin(two)
-    time.sleep(.3)
-    since = [since for since, _ in bar.flying.values()]
-    assert since[0] and since[1] is None and 3.6 < bar.record()["left"] < 3.75
-    bar.ended(one, 1)
-    assert bar.flying[two[0].hash][0] > since[0] + .29 and round(bar.record()["left"], 1) == 3
+    clock[0] += 4
+    assert [since for since, _ in bar.flying.values()] == [100, None] and round(bar.record()["left"], 1) == 36
+    clock[0] += 6
+    bar.ended(one, 10)
+    assert bar.flying[two[0].hash][0] == 110 and round(bar.record()["left"], 1) == 30
     bar.workers = 2
     bar.begin(three)
-    assert bar.flying[three[0].hash][0]
+    clock[0] += 4
+    assert bar.flying[three[0].hash][0] == 110 and round(bar.record()["left"], 1) == (10 + 6 + 6) / 2
 
 
 def test_the_time_left_is_corrected_by_what_ended(tmp_path):
