@@ -7,7 +7,7 @@ __all__ = ['P', 'BRANCHES', 'NetworkTrial', 'BranchTrial', 'dense', 'below', 'is
            'Diverged', 'trained', 'rewound', 'start_of', 'find_masks', 'make_ticket', 'agreement', 'Setup', 'leave_out',
            'Setting', 'schedule_of', 'correlation_settings', 'branch_trial', 'family']
 
-# %% ../nbs/37_branches.ipynb #cbf05d37
+# %% ../nbs/37_branches.ipynb #83fcf524
 import math
 from collections import OrderedDict
 from dataclasses import dataclass
@@ -19,7 +19,7 @@ from pydantic import Field, model_validator
 from . import data as datasets, training
 from .tickets import Ticket, generator, prunable
 from .imp import admm, branch, check_rate, cut, shuffle_masks, smart_masks, spared
-from .correlation import cosine, overlap, pearson, sign_agreement
+from .correlation import both_overlaps, cosine, overlap, pearson, sign_agreement
 from .models import MLP, create
 from .training import Recipe, train, train_together
 from .costs import dense_flops
@@ -215,7 +215,7 @@ def make_ticket(trial:BranchTrial) -> tuple[Ticket, dict]:
     ticket = branch(start_of(trial), masks)
     return (nudged(ticket, trial.nudge) if trial.nudge else ticket), notes
 
-# %% ../nbs/37_branches.ipynb #5e109fbd
+# %% ../nbs/37_branches.ipynb #e27186a4
 P = (.1, .2, .3, .4, .5)
 
 def _numbers(o, digits=6): return [round(float(v), digits) for v in (o.value, o.null_mean, o.null_sd)]
@@ -228,7 +228,8 @@ def agreement(final:Ticket, other:dict) -> dict:
     if final.density < 1:
         sizes = {n: x.numel() for n, x in m.items()}
         fits = [p for p in P if all(round(p * n) <= kept[k] for k, n in sizes.items())]
-        out['all'] = {f'{p:g}': _numbers(overlap(final.weights, other, p)) + _numbers(overlap(final.weights, other, p, given=final.masks))[1:] for p in fits}      # chance over all places, then within the mask
+        pairs = {p: both_overlaps(final.weights, other, p, final.masks) for p in fits}
+        out['all'] = {f'{p:g}': _numbers(plain) + _numbers(given)[1:] for p, (plain, given) in pairs.items()}      # chance over all places, then within the mask
     return out | {'sign': _numbers(sign_agreement(w, o)), 'pearson': _numbers(pearson(w, o)), 'cosine': _numbers(cosine(w, o))}
 
 # %% ../nbs/37_branches.ipynb #d2def78c
