@@ -1,7 +1,7 @@
 # make figures     install, fetch MNIST, run the smoke tier of every paper notebook, print the report
 # make test        install, check the house, test the notebooks of the library, pytest
 # make lab         install, open JupyterLab
-# make bench       install, print the benchmarks' ratios and what worsened; adds a line to benchmarks/results/<machine>.json (about 25 minutes, on an idle machine)
+# make bench       install, print the benchmarks' ratios and what worsened; adds a line to benchmarks/results/<machine>.json (about 15 minutes, on an idle machine)
 # make bench-gpu   install, print what a GPU makes of the recipe's options
 # make faults      install, disturb real sweeps in every way that tests/faults.py knows, print the table (some 20 minutes)
 # make fuzz        install, try 100,000 altered inputs on every reader of files from elsewhere (about 20 minutes)
