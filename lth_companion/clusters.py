@@ -128,7 +128,7 @@ class Cluster(Executor):
         "For a provenance: what the engine was."
         return {"engine": "dask", "scheduler": self.address, "workers": len(self.hosts), "hosts": sorted(set(self.hosts.values())), "distributed": dask_distributed().__version__}
 
-# %% ../nbs/29_clusters.ipynb #776eb11c
+# %% ../nbs/29_clusters.ipynb #8d22e146
 def _submit(self, fn, /, *args, **kwargs) -> Future:
     "As any executor's; ClusterError once the cluster is gone."
     future = Future()
@@ -142,9 +142,8 @@ def _submit(self, fn, /, *args, **kwargs) -> Future:
 def _dispatch(self):
     "Give work to the workers that have the least in hand."
     with self.lock:
-        while self.waiting and self.hosts:
-            address = min(self.hosts, key=lambda a: (len(self.hands[a]) >= self.room[a], len(self.hands[a])))
-            if len(self.hands[address]) >= self.room[address]: return
+        while self.waiting and (free := [a for a, hand in self.hands.items() if len(hand) < self.room[a]]):
+            address = min(free, key=lambda a: len(self.hands[a]))
             future, call = self.waiting.popleft()
             if not (future.running() or future.set_running_or_notify_cancel()): continue # running: its first worker was lost before it began
             task = self.client.submit(functools.partial(work, *call), workers=[address], allow_other_workers=False, pure=False, retries=0)

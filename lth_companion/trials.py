@@ -430,10 +430,10 @@ def run_here(kind: type, trials: list, root=None) -> list[dict]:
     return [{"result": text, "meta": {"seconds": seconds * t.cost() / total, **common, **meta}}
             for t, text, meta in zip(trials, texts, metas)]
 
-# %% ../nbs/30_trials.ipynb #63fd1fa8
+# %% ../nbs/30_trials.ipynb #b341e968
 @functools.cache
 def _once(load, names):
-    "Plugins, once a process: to look for them reads what every installed package says of itself, 5 ms."
+    "Plugins, once a process: to look for them reads what every installed package says of itself."
     load()
 
 def run_there(reference: str, rows: list, plugins="", root=None) -> list[dict]:
@@ -576,7 +576,7 @@ def time_left(waiting: float, flying, workers=1, paid=0.0, spent=0.0) -> float:
     rest = [max(rate * cost - had, 0.05 * rate * cost) for had, cost in flying]
     return max([(rate * max(waiting, 0) + sum(rest)) / max(workers, 1), *rest])
 
-# %% ../nbs/30_trials.ipynb #c7c4a2e8
+# %% ../nbs/30_trials.ipynb #a283f726
 class Progress:
     """Shows how a sweep goes: `how` is "bar", "plain", "silent" (or False), or None for what suits the output.
     `tell`, if given, gets `record()` at the start, about twice a second (in another thread) and at the end."""
@@ -621,7 +621,8 @@ class Progress:
         with self.lock:
             since, cost = self.flying.pop(group[0].hash)
             if seconds: self.paid, self.spent = self.paid + cost, self.spent + seconds
-            if since and (late := [(h, cost) for h, (since, cost) in self.flying.items() if since is None]): self.flying[late[0][0]] = time.monotonic(), late[0][1]
+            behind = next((h for h, (begun, _) in self.flying.items() if begun is None), None)
+            if since and behind: self.flying[behind] = time.monotonic(), self.flying[behind][1]
 
     def again(self, trial):
         "A trial is back in the queue."
@@ -723,7 +724,7 @@ def failure_lines(failures: dict, most: int = 10) -> list[str]:
              for hits in alike[:most]]
     return lines + [f"{sum(map(len, alike[most:]))} trials failed for {len(alike) - most} other reasons: see lth trials status"] * (len(alike) > most)
 
-# %% ../nbs/30_trials.ipynb #a5798687
+# %% ../nbs/30_trials.ipynb #37ed080d
 class Sweep:
     "The state of one `run`: `results` and `failures` by hash grow as groups end. A ClusterError ends it."
     def __init__(self, waiting, store, pool, workers, force, bar, on_done):
@@ -758,7 +759,7 @@ class Sweep:
 
     def early(self, width: int) -> bool:
         "Whether workers may have their next group in hand: all are short, and towards the end none waits behind another."
-        return len(self.queue) > width and max([_cost(self.queue[0]), *(cost for _, cost in self.bar.flying.values())]) < self.ahead
+        return bool(self.ahead) and len(self.queue) > width and max([_cost(self.queue[0]), *(cost for _, cost in self.bar.flying.values())]) < self.ahead
 
     def gather(self, width: int) -> list[list]:
         "The next group; or several small ones that together are worth a call."
