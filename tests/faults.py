@@ -6,7 +6,7 @@ Every injection gets a fresh folder and its own `lth run` (or a script that call
 result was lost or run twice is read off a log that the trials write themselves, and off the store's files, looked at every few
 hundredths of a second. The exit code is 1 if anything was lost, run twice or read half-written, or a table differs.
 """
-import argparse, collections, contextlib, ctypes, dataclasses, errno, functools, json, os, pathlib, random, re, shutil, signal, socket, subprocess, sys, tempfile, threading, time
+import argparse, collections, contextlib, ctypes, dataclasses, errno, functools, itertools, json, math, os, pathlib, random, re, shutil, signal, socket, subprocess, sys, tempfile, threading, time
 from typing import ClassVar
 
 import pandas as pd
@@ -40,6 +40,7 @@ class Traced(Trial):
         note("begin", self.number)
         if (wanted := os.environ.get("FAULT_MEMORY", "").split())[1:] == [str(self.number)]: exhaust(wanted[0])
         time.sleep(self.seconds)
+        while held(self.number): time.sleep(0.01)
         row = self.train() if self.real else self.lose() if self.diverge else {"square": self.number**2}
         note("end", self.number)
         return row
@@ -64,6 +65,11 @@ class Traced(Trial):
         row = type(trial).run_group([trial])[0]
         return {k: row[k] for k in ("accuracy", "losses", "diverged")} | {"kind": type(trial).kind}
 
+
+def held(number):
+    "May trial `number` not end yet?"
+    try: return pathlib.Path(os.environ["FAULT_LOG"] + ".hold").read_text() == str(number)
+    except FileNotFoundError: return False
 
 def note(*words):
     "One line, appended in one system call."
@@ -145,11 +151,12 @@ class Lab:
     def __init__(self, root, lth=False, count=14, workers=2, notebooks=1, **fields):
         self.root, self.lth, self.count, self.workers = pathlib.Path(root), lth, count, workers
         self.fields, self.log, self.runs = {"seconds": 0.1, "real": False} | fields, self.root / "log", self.root / "runs"
+        self.hold = self.root / "log.hold"
         self.environment = os.environ | {"FAULT_LOG": str(self.log), "LTH_RUNS": str(self.runs), "LTH_CACHE": str(self.root / "cache"), "OMP_NUM_THREADS": "1",
                                          "PYTHONPATH": os.pathsep.join([str(HERE), str(HERE.parent)]), "PYTHONDONTWRITEBYTECODE": "1"}
         for name in ("LTH_SCHEDULER", "LTH_PLUGINS", "LTH_DATA"): self.environment.pop(name, None)
         self.names = [f"{n + 1:02}_sweep" for n in range(notebooks)]
-        self.seen, self.processes = {}, []  # hash -> when its file was first seen, and as what
+        self.seen, self.processes = {}, []  # hash -> its file's time, what stood in it and when that was first seen
         folder = self.root / "nbs/papers/faults"
         folder.mkdir(parents=True)
         for n, name in enumerate(self.names):
@@ -181,14 +188,17 @@ class Lab:
         parameters = [f"{k}={v}" for k, v in (self.fields | {"count": self.count}).items()]
         return [*LTH, "run", "--repo", str(self.root), "--workers", str(self.workers), *(w for p in parameters for w in ("-p", p)), *options]
 
-    def start(self, *options, command=None, **environment):
-        "The command, at work, in a session of its own."
+    def start(self, *options, command=None, held=False, **environment):
+        "The command, at work, in a session of its own; if `held`, its last trial does not end before `struck()`: a fault meant to come midway never comes too late."
+        if held: self.hold.write_text(str(max(self.numbers())))
         out = open(self.root / f"said-{len(self.processes)}", "w")
         p = subprocess.Popen(command or self.command(*options), cwd=HERE, env=self.environment | environment, stdout=out, stderr=subprocess.STDOUT, start_new_session=True,
                              preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL))  # also where this process is deaf to it
         p.said = pathlib.Path(out.name)
         self.processes.append(p)
         return p
+
+    def struck(self): self.hold.unlink(missing_ok=True)
 
     def run(self, *options, **environment): return self.wait(self.start(*options, **environment))
 
@@ -210,7 +220,7 @@ class Lab:
         return found
 
     def look(self):
-        for hash, what in self.stored().items(): self.seen.setdefault(hash, what)
+        for hash, what in self.stored().items(): self.seen.setdefault(hash, (*what, now()))
 
     def events(self): return [(what, int(number), int(pid), int(when)) for what, number, pid, when in map(str.split, self.log.read_text().splitlines())] if self.log.exists() else []
     def begun(self): return sum(e[0] == "begin" for e in self.events())
@@ -227,6 +237,7 @@ class Lab:
         wanted = rng.randint(1, most or self.count - 4)
         self.until(lambda: self.begun() >= wanted, p)
         time.sleep(rng.uniform(0, self.fields["seconds"]))
+        assert p.poll() is None, f"it ended before the fault: {p.said.read_text()[-1000:]}"
 
     def table(self):
         files = [self.root / "figures/smoke/faults" / name / "rows.csv" for name in self.names] if self.lth else [self.root / "rows.csv"]
@@ -269,6 +280,19 @@ class Seen:
     def bad(self): return self.lost + self.twice + self.half + self.differs + self.survivors + (self.again != 0)
 
 
+TICK = 10**7  # ns: a file's time is a coarse clock's, so it may lie that long before the writing, but never after it
+
+def again_and_again(events, number, stored):
+    """How often trial `number` was run beside or after the run that was stored by the time `stored`: the last run to end by then.
+    Runs that ended before that one began were lost with their process: they are no runs too many."""
+    begun, runs = {}, []
+    for what, n, pid, when in events:
+        if n == number and what == "begin": begun[pid] = when; runs.append((when, math.inf))
+        elif n == number: runs[runs.index((begun[pid], math.inf))] = begun[pid], when
+    kept = max((run for run in runs if run[1] <= stored), key=lambda run: run[1], default=(stored, stored))
+    return sum((begin, end) != kept and (begin > kept[1] or kept[0] < end < math.inf) for begin, end in runs)
+
+
 _reference = {}
 
 def reference(lab):
@@ -292,11 +316,10 @@ def check(fault, lab, code, said, again=None, differs=0):
     code2, said2 = (again or lab.run)()
     end, events = lab.stored(), lab.events()
     hashes = lab.hashes()
-    lost = sum(end.get(h, (0, b""))[1] != line for h, (_, line) in lab.seen.items()) + sum(not (h in end and whole(h, end[h][1])) for h in hashes)
-    numbers = {hashes[h]: when for h, (when, _) in lab.seen.items() if h in hashes}
-    twice = sum(what == "begin" and when > numbers.get(number, when) for what, number, _, when in events)
+    lost = sum(end.get(h, (0, b""))[1] != line for h, (_, line, _) in lab.seen.items()) + sum(not (h in end and whole(h, end[h][1])) for h in hashes)
+    twice = sum(again_and_again(events, hashes[h], min(when + TICK, saw)) for h, (when, _, saw) in lab.seen.items() if h in hashes)
     begun = [number for what, number, _, _ in events if what == "begin"]
-    half = sum(not whole(h, line) for found in (lab.seen, after, end) for h, (_, line) in found.items()) + len(re.findall("is damaged .cut short", said + said2))
+    half = sum(not whole(h, line) for found in (lab.seen, after, end) for h, (_, line, *_) in found.items()) + len(re.findall("is damaged .cut short", said + said2))
     differs += sum(a != b for a, b in zip(lab.table(), reference(lab), strict=True))
     last = re.sub(r"/\S*faults-\w+", "...", ([line.strip() for line in said.splitlines() if line.strip()] or [""])[-1])
     return Seen(fault, "lth run" if lab.lth else "script", code, last, len(after), lost, twice, half, differs, code2, len(begun) - len(set(begun)), lab.temporary(), survivors)
@@ -329,16 +352,18 @@ AGAIN = r"the same (command|call) (goes on|tries|runs)|give the same command"
 
 @fault("worker killed (signal 9)", {0}, DONE)
 def worker(lab, rng):
-    p = lab.start()
+    p = lab.start(held=True)
     lab.at_work(p, rng)
-    with contextlib.suppress(ProcessLookupError): os.kill(lab.events()[-1][2], signal.SIGKILL)
+    os.kill(lab.events()[-1][2], signal.SIGKILL)
+    lab.struck()
     return check(worker.title, lab, *lab.wait(p))
 
 @fault("the whole command killed (signal 9)", {-9}, "")
 def command(lab, rng):
-    p = lab.start()
+    p = lab.start(held=True)
     lab.at_work(p, rng)
     p.kill()
+    lab.struck()
     return check(command.title, lab, *lab.wait(p))
 
 @fault("worker out of memory (MemoryError)", {1}, AGAIN)
@@ -351,21 +376,24 @@ def memory_death(lab, rng):
 
 @fault("two commands on one store", {0}, DONE)
 def two(lab, rng):
-    first = lab.start()
+    first = lab.start(held=True)
     time.sleep(rng.uniform(0, 2))
     second = lab.start()
+    time.sleep(rng.uniform(0, 2))
+    lab.struck()
     code, last = lab.wait(first)
     code2, last2 = lab.wait(second)
     return check(two.title, lab, code or code2, last2)
 
 @fault("Ctrl-C", {130, -2}, AGAIN)
 def ctrl_c(lab, rng, times=1):
-    p = lab.start()
+    p = lab.start(held=True)
     time.sleep(rng.uniform(0, 1))
     lab.at_work(p, rng)
     for _ in range(times):
         with contextlib.suppress(ProcessLookupError): os.killpg(p.pid, signal.SIGINT)  # as a terminal does: to the whole group
         time.sleep(rng.uniform(0, 0.5))
+    lab.struck()
     return check(FAULTS["ctrl_c_twice" if times > 1 else "ctrl_c"].title, lab, *lab.wait(p))
 
 @fault("Ctrl-C, twice", {130, -2}, AGAIN)
@@ -376,9 +404,11 @@ def clock(lab, rng):
     "Meanwhile another shell cleans up, by a clock that is a day ahead."
     offset = lab.root / "offset"
     offset.write_text("0")
-    p = lab.start(FAULT_CLOCK=str(offset))
+    p = lab.start(held=True, FAULT_CLOCK=str(offset))
     lab.until(lambda: lab.begun(), p)
-    while p.poll() is None:
+    for jump in itertools.count():
+        if jump == 5: lab.struck()
+        if p.poll() is not None: break
         offset.write_text(str(rng.choice([-1, 1]) * rng.uniform(0, 3 * 86400)))
         if rng.random() < 0.1: subprocess.run([*LTH, "trials", "clean", "--repo", str(lab.root)], env=lab.environment | {"FAULT_CLOCK": str(offset)}, cwd=HERE, capture_output=True)
         lab.look()
@@ -411,18 +441,24 @@ def disk(lab, rng):
 @contextlib.contextmanager
 def locked(path):
     "Folders under `path` that take no new file: immutable for root, without permission for others."
-    folders, root = [path, *(p for p in path.rglob("*") if p.is_dir())], os.getuid() == 0
-    def lock(on):
-        if not root: return [f.chmod(0o555 if on else 0o755) for f in folders]
-        if subprocess.run(["chattr", "+i" if on else "-i", *folders], capture_output=True).returncode and on: raise NotHere("this file system has no chattr +i")
-    try: lock(True); yield
-    finally: lock(False)
+    folders, root = [], os.getuid() == 0
+    def lock(some, on):
+        if not root: return [f.chmod(0o555 if on else 0o755) for f in some]
+        if subprocess.run(["chattr", "+i" if on else "-i", *some], capture_output=True).returncode and on: raise NotHere("this file system has no chattr +i")
+    try:
+        while new := [f for f in (path, *path.rglob("*")) if f.is_dir() and f not in folders]:  # again: some were made while others were being locked
+            folders += new
+            lock(new, True)
+        yield
+    finally: lock(folders, False)
 
 @fault("store turns read-only midway (chattr +i, or chmod)", {1}, "cannot be written .*mend (the|its) permissions")
 def read_only(lab, rng):
-    p = lab.start()
+    p = lab.start(held=True)
     lab.at_work(p, rng)
-    with locked(lab.runs): code, said = lab.wait(p)
+    with locked(lab.runs):
+        lab.struck()
+        code, said = lab.wait(p)
     return check(read_only.title, lab, code, said)
 
 
@@ -474,10 +510,11 @@ def scheduler(lab, rng):
         with socket.socket() as s: return s.connect_ex(("127.0.0.1", port)) == 0
     with dask(lab, port) as process:
         lab.until(listens)
-        p = lab.start(*options)
+        p = lab.start(*options, held=True)
         lab.at_work(p, rng)
         process.kill()
         code, said = lab.wait(p)
+        lab.struck()
     with dask(lab, port):
         lab.until(listens)
         return check(scheduler.title, lab, code, said, again=lambda: lab.run(*options))
@@ -501,12 +538,13 @@ def swapped(lab, rng):
     file = lab.root / "cache" / f"{lab.fields['data']}.safetensors"
     file.rename(lab.root / "other")
     lab.write_data()
-    p = lab.start()
+    p = lab.start(held=True)
     lab.until(lambda: lab.stored(), p)  # the file has been read: swapped before that, it is the sweep's one content
     time.sleep(rng.uniform(0, lab.fields["seconds"]))
     file.rename(lab.root / "ours"), (lab.root / "other").rename(file)
     for pid in {e[2] for e in lab.events()} - {p.pid}:
         with contextlib.suppress(ProcessLookupError): os.kill(pid, signal.SIGKILL)
+    lab.struck()
     code, said = lab.wait(p)
     (lab.root / "ours").rename(file)
     return check(FAULTS["swapped" if lab.fields["data"] == "fault-known" else "swapped_unknown"].title, lab, code, said)

@@ -1,5 +1,5 @@
 """Every fault of `faults.py` once, with small sweeps; `make faults` injects each several times, also under `lth run`."""
-import contextlib, math, random, threading, warnings
+import math, os, pathlib, random, subprocess, warnings
 
 import pandas as pd
 import pytest
@@ -40,6 +40,38 @@ def test_the_harness_sees_what_is_lost_run_twice_or_torn(tmp_path):
         gone, torn = tampered("gone", lambda f: f.unlink()), tampered("torn", lambda f: f.write_bytes(f.read_bytes()[:50]))
     assert gone.twice == 1 and torn.twice == 1 and torn.half >= 1
     assert tampered("table", lambda f: (f.parents[3] / "rows.csv").chmod(0o644)).differs == 0
+
+
+@pytest.mark.parametrize("said, too_many", [
+    ("begin 1 10, end 1 20", 0),
+    ("begin 1 10, begin 2 30, end 2 40", 0),              # the first was killed at work ...
+    ("begin 1 10, end 1 20, begin 2 30, end 2 40", 0),    # ... or with its result unwritten
+    ("begin 1 10, end 1 20, begin 2 60, end 2 70", 1),    # after it was stored
+    ("begin 1 10, end 1 20, begin 2 60", 1),
+    ("begin 1 10, begin 2 15, end 1 20, end 2 40", 1),    # side by side
+    ("begin 1 10, end 1 20, begin 1 30, end 1 40, begin 1 60, end 1 70, begin 2 80, end 2 90", 2),
+])
+def test_runs_too_many_are_counted_off_the_log(said, too_many):
+    "Of a result that had been stored at 50."
+    events = [(what, number, int(pid), int(when)) for number in (6, 7) for what, pid, when in map(str.split, said.split(", "))]
+    assert faults.again_and_again(events, 7, 50) == too_many
+
+
+def test_no_folder_escapes_the_lock(tmp_path, monkeypatch):
+    "One is made between the listing and the locking."
+    real, made = subprocess.run, []
+    def late(command, **options):
+        if not made: made.append(tmp_path / "s/results/ab"); made[0].mkdir(parents=True)
+        return real(command, **options)
+    monkeypatch.setattr(faults.subprocess, "run", late)
+    if os.getuid(): monkeypatch.setattr(pathlib.Path, "chmod", lambda p, mode, chmod=pathlib.Path.chmod: (late(["true"]), chmod(p, mode)))
+    (tmp_path / "s").mkdir()
+    try:
+        with faults.locked(tmp_path / "s"):
+            for folder in (made[0], made[0].parent, tmp_path / "s"):
+                with pytest.raises(PermissionError): (folder / "x").touch()
+    except NotHere as why: pytest.skip(str(why))
+    (made[0] / "x").touch()
 
 
 # ---- a data file that was swapped
