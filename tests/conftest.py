@@ -11,8 +11,13 @@ os.environ.pop('LTH_PLUGINS', None)
 
 import pytest  # noqa: E402
 import torch  # noqa: E402
+from hypothesis import HealthCheck, settings  # noqa: E402
 
 torch.set_num_threads(1)
+
+# No limit of wall time, which a busy machine breaks, and the same examples in every run; tests/fuzz.py draws new ones.
+settings.register_profile('house', deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture])
+settings.load_profile('house')
 
 
 @pytest.fixture

@@ -14,7 +14,7 @@ def brute_flip(d):
     hits = sum(abs(sum(s * x for s, x in zip(signs, d))) >= far - 1e-9 for signs in itertools.product((-1, 1), repeat=len(d)))
     return hits / 2 ** len(d)
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(st.lists(numbers, min_size=1, max_size=9))
 def test_sign_flip_equals_brute_force(d):
     p, exact = c.sign_flip(d)

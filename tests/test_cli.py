@@ -10,6 +10,7 @@ import pytest
 
 from lth_companion.cli import main
 from test_reproduce import clone, write_notebook  # noqa: F401 (clone is a fixture)
+from test_trials import shown
 
 LTH = [sys.executable, "-c", "import sys; from lth_companion.cli import main; sys.exit(main())"]
 COMMANDS = ["list", "run", "report", "doctor", "data status", "data fetch", "trials status", "trials show", "trials export", "trials clean"]
@@ -48,12 +49,11 @@ def test_version(capsys):
 
 
 def test_help_is_fast():
-    times = []
-    for _ in range(3):
+    def claim(_):
         start = time.perf_counter()
         subprocess.run([*LTH, "--help"], check=True, capture_output=True)
-        times.append(time.perf_counter() - start)
-    assert min(times) < 0.5, times
+        return time.perf_counter() - start < 0.5
+    assert shown(claim)
 
 
 @pytest.mark.parametrize("args, expected", [
@@ -180,12 +180,12 @@ def test_relative_folders_mean_the_callers(clone, capsys, monkeypatch, tmp_path)
 
 def test_interrupt(clone):
     "Ctrl-C: one sentence, exit code 130, what is finished is kept."
-    process = subprocess.Popen([*LTH, "run", "--repo", str(clone.root), "-p", "xs=0,1,2,3,4,5", "-p", "sleep=0.4", "--workers", "1"], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+    process = subprocess.Popen([*LTH, "run", "--repo", str(clone.root), "-p", f"xs={','.join(map(str, range(30)))}", "-p", "sleep=0.4", "--workers", "1"], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL))     # a job in the background of a script is started deaf to it
     deadline = time.time() + 60
     while len(clone.ran()) < 2 and time.time() < deadline: time.sleep(0.05)
     process.send_signal(signal.SIGINT)
-    out, err = process.communicate(timeout=30)
+    out, err = process.communicate(timeout=120)
     assert process.returncode == 130 and "every finished trial is kept" in err and "Traceback" not in err, err
     assert len(list((clone.root / "runs/results").rglob("*.json"))) >= 2
 

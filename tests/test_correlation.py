@@ -186,7 +186,7 @@ def test_values_permuted_within_layers(measure, masked):
 
 tiny = st.lists(st.lists(st.tuples(st.integers(-2, 2), st.integers(-2, 2)), min_size=1, max_size=4), min_size=1, max_size=2)
 
-@settings(deadline=None, max_examples=30)
+@settings(max_examples=30)
 @given(tiny)
 def test_moments_over_all_permutations(layers):
     "Every permutation within every layer, ties and zeros included, counted one by one."

@@ -107,7 +107,7 @@ def test_multiples():
 
 layers = st.dictionaries(st.sampled_from("abcd"), st.tuples(st.integers(1, 10 ** 4), st.integers(1, 10 ** 7)), min_size=1)
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(layers, st.data())
 def test_segments_add_up(layers, data):
     "Exact in whole numbers: a run is the sum of its parts, in any order, and lies between the static and the all-dense-gradient run."

@@ -297,7 +297,7 @@ def test_array_that_does_not_fit_its_bytes(shape):
     with pytest.raises(ValueError, match='does not fit its shape'): data.read_arrays(pickle.dumps(stub, protocol=2))
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(st.binary(max_size=60))
 def test_random_bytes_are_a_value_error(raw):
     try: data.read_arrays(raw)

@@ -12,7 +12,7 @@ from lth_companion.supermasks import Supermask, search, top_scores
 from lth_companion.tickets import generator, prunable
 from lth_companion.training import Recipe, evaluate
 
-quick = budget(deadline=None, max_examples=50)
+quick = budget(max_examples=50)
 bits = st.lists(st.tuples(st.booleans(), st.booleans(), st.integers(0, 6)), min_size=1, max_size=40)      # kept by a, kept by b, magnitude
 
 def random_masks(sizes, kept, *purpose):

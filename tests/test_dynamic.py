@@ -248,7 +248,7 @@ def test_what_is_dropped_and_regrown_in_one_event_keeps_value_and_momentum_only_
         assert torch.equal(u[(m == 1) & ~back], w[(m == 1) & ~back])
     assert both > 5
 
-@budget(max_examples=40, deadline=None)
+@budget(max_examples=40)
 @given(st.sampled_from(["SET", "RigL-ITOP", "SNFS", "GMP", "GraNet (s_i=0)", "GraNet (s_i=0.5)"]), st.sampled_from(["global", "layer"]), st.sampled_from(["erk", "uniform"]),
        st.floats(.01, .5), st.booleans(), st.booleans(), st.integers(0, 99))
 def test_counts_are_exact_whatever_the_weights_and_gradients(method, scope, initial, density, exclude, tied, seed):
@@ -313,7 +313,7 @@ def test_the_authors_schedule_ends_too_dense_and_the_exact_one_does_not():
 
 shares = st.lists(st.tuples(st.one_of(st.just(0.), st.floats(1e-6, 1e3)), st.integers(0, 50)), min_size=1, max_size=8)
 
-@budget(max_examples=300, deadline=None)
+@budget(max_examples=300)
 @given(shares, st.floats(0, 1))
 def test_apportion_sums_fits_and_stays_within_one(layers, part):
     room = {str(i): r for i, (_, r) in enumerate(layers)}

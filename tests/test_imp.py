@@ -42,7 +42,7 @@ def test_five_rounds_agree_with_torch_prune_on_the_same_trained_weights(model):
         reference.global_unstructured(modules, pruning_method=reference.L1Unstructured, amount=before - kept)
         for (m, _), ours in zip(modules, masks.values()): assert torch.equal(m.weight_mask, ours)
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(rate=st.floats(.05, .9), level=st.integers(0, 8), scope=st.sampled_from(["layer", "global"]), seed=st.integers(0, 99))
 def test_cuts_are_exact_and_nested(rate, level, scope, seed):
     g = generator(seed, "w")

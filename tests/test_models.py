@@ -195,7 +195,7 @@ def test_create_draws_from_the_generator_alone(name):
     assert all(bool((m.weight == 1).all()) and not m.bias.any() for m in norms)
     assert not any(p.any() for n, p in a.named_parameters() if n.endswith("bias"))
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(st.sampled_from(NAMES), st.floats(.01, 1.3), st.sampled_from([1, 3]), st.integers(32, 41), st.integers(32, 41), st.integers(1, 12))
 def test_any_width_and_size(name, width, channels, high, wide, classes):
     "Shapes fit at every width; nothing is computed."

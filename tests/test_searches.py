@@ -219,7 +219,7 @@ def test_masks_on_the_way_are_recorded(tmp_path):
         assert all(torch.equal(again[n], m.bool()) for n, m in seen[e].items()) and again.keys() == seen[e].keys()
     assert unpacked(row.recorded["4"], shapes)["fc3.weight"].sum() == row.layers["fc3.weight"]["kept"]
 
-@few_examples(max_examples=50, deadline=None)
+@few_examples(max_examples=50)
 @given(shapes=st.lists(st.lists(st.integers(1, 6), min_size=1, max_size=4), min_size=1, max_size=3), seed=st.integers(0, 999), last=st.booleans())
 def test_packed_and_unpacked_are_inverse(shapes, seed, last):
     g = generator(seed, "masks")

@@ -2,7 +2,7 @@
 import copy, itertools, json, math, resource, subprocess, sys, time, warnings
 import numpy as np
 import pytest, torch
-from hypothesis import HealthCheck, given, settings as budget, strategies as st
+from hypothesis import given, settings as budget, strategies as st
 from safetensors import safe_open
 from safetensors.torch import load_file, save, save_file
 from lth_companion import storage
@@ -16,7 +16,6 @@ SHAPES = {"lenet-300-100": (1, 11, 11), "conv-2": (1, 12, 12), "resnet-20": (3, 
 WIDTHS = {"lenet-300-100": .05, "conv-2": .125, "resnet-20": .25}
 DENSITIES = [1e-6, 1e-3, .1, .37, .5, .9, 1.]
 KEY = "lth_companion.storage"
-slow = dict(deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
 
 def network(name="lenet-300-100", dtype=torch.float32, last=False):
     model = create(name, SHAPES[name], 10, generator(0, "init"), width=WIDTHS[name]).to(dtype)
@@ -88,7 +87,7 @@ def check(ticket, form, source, path, model=None):
 
 @given(st.sampled_from(list(SHAPES)), st.sampled_from(DENSITIES), st.sampled_from(["edge-popup", "biprop"]), st.sampled_from(["constant", "normal"]), st.booleans(),
        st.sampled_from(["none", "recycle", "next-lowest", "iterand", "hybrid"]), st.sampled_from([.01, .2, .5]), st.integers(0, 4), st.booleans(), st.sampled_from([torch.float32] * 3 + [torch.float64]))
-@budget(max_examples=50, **slow)
+@budget(max_examples=50)
 def test_every_possible_form_returns_what_a_search_found(tmp_path, name, density, method, weights, scaled, change, rate, changes, last, dtype):
     t, work = found(name, dtype, last, changes, density=density, method=method, weights=weights, scaled=scaled, change=change, rate=rate)
     source = Source.of(work)
@@ -99,7 +98,7 @@ def test_every_possible_form_returns_what_a_search_found(tmp_path, name, density
     assert possible(t) == tuple(f for f in forms if f != "seed")
 
 @given(st.lists(st.sampled_from([0., -0., 1., -1., .5, -.5, 1e-40, 3e38]), min_size=1, max_size=40), st.sampled_from(["none", "some", "all"]), st.integers(0, 99), st.sampled_from([torch.float32, torch.float64, torch.float16, torch.bfloat16]))
-@budget(max_examples=80, **slow)
+@budget(max_examples=80)
 def test_any_weights(tmp_path, values, kept, seed, dtype):
     w = torch.tensor(values).clamp(-6e4, 6e4).to(dtype)
     m = {"none": torch.zeros(len(w)), "all": torch.ones(len(w)), "some": torch.rand(len(w), generator=generator(seed)).round()}[kept]
@@ -109,7 +108,7 @@ def test_any_weights(tmp_path, values, kept, seed, dtype):
     for form in possible(t): check(t, form, None, tmp_path / "t")
 
 @given(st.integers(0, 62), st.lists(st.integers(0, 2**62 - 1), max_size=50))
-@budget(max_examples=150, **slow)
+@budget(max_examples=150)
 def test_packed_bits_are_the_binary_digits(width, numbers):
     numbers = [n % 2**width for n in numbers]
     text = "".join(f"{n:0{width}b}" for n in numbers) if width else ""
@@ -338,7 +337,7 @@ def test_more_than_a_header_may_stand_for_gets_masks(tmp_path, monkeypatch):
     assert same(unpack(*pack(t, "distinct")), t)
 
 @given(st.binary(max_size=200))
-@budget(max_examples=60, **slow)
+@budget(max_examples=60)
 def test_any_text_is_no_header(tmp_path, noise):
     save_file({"a": torch.zeros(1)}, tmp_path / "t", {KEY: noise.decode("latin-1")})
     with pytest.raises(TicketError, match="not a readable ticket") as e: Ticket.load(tmp_path / "t")

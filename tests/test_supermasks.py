@@ -88,7 +88,7 @@ def near(a, b, most=1e-6):
 
 # --- masks and gradients
 
-@budget(max_examples=200, deadline=None)
+@budget(max_examples=200)
 @given(st.lists(st.integers(-6, 6), min_size=1, max_size=60), st.floats(1e-3, 1))
 def test_masks_keep_the_largest_and_of_equal_ones_the_first(values, density):
     "Many ties, those of a score with its negative among them; from k = 0 to k = n."
@@ -208,7 +208,7 @@ def recycled(weights, sizes, k, source):
     for to, at in zip(rank[:k], rank[len(rank) - k:] if source == "best" else rank[k:2 * k]): out[to] = weights[at]
     return out
 
-@budget(max_examples=200, deadline=None)
+@budget(max_examples=200)
 @given(st.permutations(range(40)), st.integers(1, 40), st.integers(1, 50), st.sampled_from(["best", "next-lowest"]), st.integers(0, 9))
 def test_recycling_is_the_copy_in_order(order, n, percent, source, seed):
     w = torch.randperm(n, generator=generator(seed)).float() - n / 2 - .25                  # all distinct

@@ -1,6 +1,6 @@
 "Tickets: what is saved comes back, what does not fit is refused in one sentence, what is damaged is never read."
 import pytest, torch
-from hypothesis import HealthCheck, given, settings, strategies as st
+from hypothesis import given, settings, strategies as st
 from torch import nn
 from lth_companion.models import MLP, create
 from lth_companion.tickets import Ticket, TicketError, check_masks, generator, prunable
@@ -11,7 +11,7 @@ def random_ticket(seed, sizes=(7, 5, 3), density=.4, dtype=torch.float32):
     return net, Ticket.of(net, masks)
 
 @given(st.integers(0, 10**6), st.lists(st.integers(1, 9), min_size=2, max_size=4), st.floats(0, 1), st.sampled_from([torch.float32, torch.float64, torch.bfloat16, torch.float16]))
-@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=40)
 def test_save_and_load_is_the_identity(tmp_path, seed, sizes, density, dtype):
     _, t = random_ticket(seed, sizes, density, dtype)
     again = Ticket.load(t.save(tmp_path / "t.safetensors"))
@@ -46,7 +46,7 @@ def test_masks_for_another_model_are_refused(model):
     with pytest.raises(TicketError): check_masks(t.masks, model)
 
 @given(st.binary(max_size=300))
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=60)
 def test_random_bytes_are_no_ticket(tmp_path, noise):
     (tmp_path / "noise").write_bytes(noise)
     with pytest.raises(TicketError, match="copy it again"): Ticket.load(tmp_path / "noise")
