@@ -282,7 +282,7 @@ class Seen:
 
 TICK = 10**7  # ns: a file's time is a coarse clock's, so it may lie that long before the writing, but never after it
 
-def again_and_again(events, number, stored):
+def runs_too_many(events, number, stored):
     """How often trial `number` was run beside or after the run that was stored by the time `stored`: the last run to end by then.
     Runs that ended before that one began were lost with their process: they are no runs too many."""
     begun, runs = {}, []
@@ -317,7 +317,7 @@ def check(fault, lab, code, said, again=None, differs=0):
     end, events = lab.stored(), lab.events()
     hashes = lab.hashes()
     lost = sum(end.get(h, (0, b""))[1] != line for h, (_, line, _) in lab.seen.items()) + sum(not (h in end and whole(h, end[h][1])) for h in hashes)
-    twice = sum(again_and_again(events, hashes[h], min(when + TICK, saw)) for h, (when, _, saw) in lab.seen.items() if h in hashes)
+    twice = sum(runs_too_many(events, hashes[h], min(when + TICK, saw)) for h, (when, _, saw) in lab.seen.items() if h in hashes)
     begun = [number for what, number, _, _ in events if what == "begin"]
     half = sum(not whole(h, line) for found in (lab.seen, after, end) for h, (_, line, *_) in found.items()) + len(re.findall("is damaged .cut short", said + said2))
     differs += sum(a != b for a, b in zip(lab.table(), reference(lab), strict=True))

@@ -54,7 +54,7 @@ def test_the_harness_sees_what_is_lost_run_twice_or_torn(tmp_path):
 def test_runs_too_many_are_counted_off_the_log(said, too_many):
     "Of a result that had been stored at 50."
     events = [(what, number, int(pid), int(when)) for number in (6, 7) for what, pid, when in map(str.split, said.split(", "))]
-    assert faults.again_and_again(events, 7, 50) == too_many
+    assert faults.runs_too_many(events, 7, 50) == too_many
 
 
 def test_no_folder_escapes_the_lock(tmp_path, monkeypatch):
