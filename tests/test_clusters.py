@@ -1,6 +1,6 @@
 """Chapter 29: real Dask schedulers and workers, started by hand in processes of their own; real kills."""
 import os, pathlib, platform, re, signal, socket, stat, subprocess, sys, textwrap, time
-from concurrent.futures import CancelledError
+from concurrent.futures import CancelledError, ThreadPoolExecutor
 
 import pytest
 
@@ -15,7 +15,7 @@ from test_cli import lth
 from test_reproduce import clone  # noqa: F401 (clone is a fixture)
 from test_searches import BASE, settings as search_settings
 from test_sparse_training import BASE as SPARSE
-from test_trials import HERE, Logged, Threads, executions, gate, logged, quiet, until
+from test_trials import HERE, Logged, Threads, executions, gate, hold, kill_holder, logged, quiet, until
 
 ENVIRONMENT = os.environ | {"PYTHONPATH": f"{HERE}{os.pathsep}{HERE.parent}", "OMP_NUM_THREADS": "2"}  # which a worker must not keep
 
@@ -144,15 +144,14 @@ def test_a_failing_trial_is_a_row(two, tmp_path):
 # ---- death
 
 def test_a_worker_killed_midway(two, tmp_path):
-    trials, killed = logged(tmp_path, 20, seconds=0.15), []
-    def on_done(trial, result):
-        if not killed:
-            killed.append(pids(two)[0])
-            os.kill(killed[0], signal.SIGKILL)
-    rows = quiet(trials, tmp_path / "s", executor=two, on_done=on_done)
-    assert rows["square"].tolist() == [n**2 for n in range(20)] and rows["failed"].isna().all() and killed
-    ran = executions(tmp_path)
-    assert set(ran) == set(range(20)) and len(ran) <= 21, "more was run twice than the killed worker had in hand"
+    trials, store = logged(tmp_path, 20, seconds=0.05), T.Store(tmp_path / "s")
+    hold(tmp_path, 6)
+    with ThreadPoolExecutor(1) as beside:
+        killed = beside.submit(kill_holder, tmp_path, store, trials)
+        rows = quiet(trials, store, executor=two)
+        killed.result()
+    assert rows["square"].tolist() == [n**2 for n in range(20)] and rows["failed"].isna().all()
+    assert sorted(executions(tmp_path)) == sorted([*range(20), 6])  # what it had begun once more, what waited behind that once
     until(lambda: len(two.hosts) == 2)  # its nanny started another, and it was admitted
 
 

@@ -1,5 +1,5 @@
 """Chapter 30: identity, store, packs and sweeps, with real worker processes, real kills and real damage."""
-import concurrent.futures, lzma, math, multiprocessing, os, pathlib, random, signal, subprocess, sys, textwrap, threading, time, warnings
+import concurrent.futures, lzma, math, multiprocessing, os, pathlib, random, signal, subprocess, sys, textwrap, time, warnings
 
 import numpy as np
 import pytest
@@ -59,6 +59,17 @@ def held(folder):
 def gate(path):
     "A call that ends when `path` is there."
     while not path.exists(): time.sleep(0.01)
+
+def kill_holder(folder, store, trials):
+    "Kill the worker of the trial that is held, once all that it ran before is stored; its process id."
+    log, number = folder / "executions", held(folder)
+    until(lambda: log.exists() and number in executions(folder))
+    ran = [tuple(map(int, line.split())) for line in log.read_text().splitlines()]
+    pid = dict(ran)[number]
+    until(lambda: all(trials[n] in store for n, p in ran if p == pid and n != number))
+    os.kill(pid, signal.SIGKILL)
+    release(folder)
+    return pid
 
 def logged(folder, count, **fields): return [Logged(number=n, folder=str(folder), **fields) for n in range(count)]
 def executions(folder): return [int(line.split()[0]) for line in (folder / "executions").read_text().splitlines()]
@@ -381,19 +392,14 @@ def test_a_worker_that_dies_costs_only_its_trial(tmp_path):
 
 
 def test_a_killed_worker_is_replaced(tmp_path):
-    killed = []
-    def kill():
-        until(lambda: (tmp_path / "executions").exists() and 6 in executions(tmp_path))
-        killed.append(int((tmp_path / "executions").read_text().splitlines()[executions(tmp_path).index(6)].split()[1]))
-        os.kill(killed[0], signal.SIGKILL)
-        release(tmp_path)
+    trials, store = logged(tmp_path, 24, seconds=0.05), Store(tmp_path / "s")
     hold(tmp_path, 6)
-    thread = threading.Thread(target=kill)
-    thread.start()
-    table = quiet(logged(tmp_path, 24, seconds=0.05), tmp_path / "s", workers=2)
-    thread.join()
-    assert killed[0] != os.getpid() and table["failed"].isna().all() and table["square"].tolist() == [n**2 for n in range(24)]
-    assert len(executions(tmp_path)) == 25  # the trial in flight, once more
+    with concurrent.futures.ThreadPoolExecutor(1) as beside:
+        killed = beside.submit(kill_holder, tmp_path, store, trials)
+        table = quiet(trials, store, workers=2)
+        assert killed.result() != os.getpid()
+    assert table["failed"].isna().all() and table["square"].tolist() == [n**2 for n in range(24)]
+    assert sorted(executions(tmp_path)) == sorted([*range(24), 6])  # the trial in flight, once more
 
 
 def test_workers_that_cannot_start_say_so(tmp_path):
