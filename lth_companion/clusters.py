@@ -100,7 +100,7 @@ def work(token, fn, args, kwargs):
     if token not in _admitted: raise WorkerLost("its process was replaced")
     return fn(*args, **kwargs)
 
-# %% ../nbs/29_clusters.ipynb #8a4edf04
+# %% ../nbs/29_clusters.ipynb #eebbce88
 class Cluster(Executor):
     """The workers of a Dask cluster, each at one call at a time; made by `connect`.
 
@@ -112,7 +112,7 @@ class Cluster(Executor):
         self.client, self.address, self.device, self.patience = client, client.scheduler.address, device, patience
         self.say = say or (lambda line: print(line, file=sys.stderr, flush=True))
         self.token, self.probe = uuid.uuid4().hex, Path(root).absolute() / f".{uuid.uuid4().hex}.tmp"
-        self.hosts, self.room, self.hands, self.waiting = {}, {}, {}, deque() # by address: host, calls it may hold, [(future, call, task)] that it holds
+        self.hosts, self.room, self.hands, self.waiting = {}, {}, {}, deque() # by address: host, calls it may hold, [(future, task)] that it holds
         self.refused = {}
         self.error, self.lock, self.closed, self.seen = "", threading.RLock(), threading.Event(), time.monotonic()
         self.watcher = threading.Thread(target=self._watch, daemon=True)
@@ -128,7 +128,7 @@ class Cluster(Executor):
         "For a provenance: what the engine was."
         return {"engine": "dask", "scheduler": self.address, "workers": len(self.hosts), "hosts": sorted(set(self.hosts.values())), "distributed": dask_distributed().__version__}
 
-# %% ../nbs/29_clusters.ipynb #8d22e146
+# %% ../nbs/29_clusters.ipynb #63a537e9
 def _submit(self, fn, /, *args, **kwargs) -> Future:
     "As any executor's; ClusterError once the cluster is gone."
     future = Future()
@@ -145,22 +145,20 @@ def _dispatch(self):
         while self.waiting and (free := [a for a, hand in self.hands.items() if len(hand) < self.room[a]]):
             address = min(free, key=lambda a: len(self.hands[a]))
             future, call = self.waiting.popleft()
-            if not (future.running() or future.set_running_or_notify_cancel()): continue # running: its first worker was lost before it began
+            if not future.set_running_or_notify_cancel(): continue
             task = self.client.submit(functools.partial(work, *call), workers=[address], allow_other_workers=False, pure=False, retries=0)
-            self.hands[address].append((future, call, task))
+            self.hands[address].append((future, task))
             self.client.loop.add_callback(self._settle, address, future, task)
 
 def _lose(self, address) -> list:
-    "A worker is gone: the call that it ran is lost, and what it had not begun waits again. Gives the tasks that are to be cancelled."
-    with self.lock:
-        host, hand = self.hosts.pop(address, None), self.hands.pop(address, [])
-        self.waiting.extendleft((future, call) for future, call, _ in hand[:0:-1])
-    if hand: _end(hand[0][0], WorkerLost(f"the worker on {host} was lost"))
-    return [task for *_, task in hand]
+    "A worker is gone, and what it had in hand is lost. Gives the tasks that are to be cancelled."
+    with self.lock: host, hand = self.hosts.pop(address, None), self.hands.pop(address, [])
+    for future, _ in hand: _end(future, WorkerLost(f"the worker on {host} was lost"))
+    return [task for _, task in hand]
 
 Cluster.submit, Cluster._dispatch, Cluster._lose = _submit, _dispatch, _lose
 
-# %% ../nbs/29_clusters.ipynb #e71574a5
+# %% ../nbs/29_clusters.ipynb #d6ce5ae2
 async def _settle(self, address, future, task):
     "Wait, in Dask's own thread, for a task to end one way or another."
     error, result = None, None
@@ -171,7 +169,7 @@ async def _settle(self, address, future, task):
         error = CancelledError("cancelled")
     with self.lock:
         hand = self.hands.get(address, [])
-        if not (mine := [held for held in hand if held[2] is task]): return # it was lost, or given up
+        if not (mine := [held for held in hand if held[1] is task]): return # it was lost, or given up
         replaced = isinstance(error, WorkerLost) or type(error).__name__ == "KilledWorker" # if it is there, it is another process, to be admitted
         if not replaced: hand.remove(mine[0])
     if replaced:
@@ -252,7 +250,7 @@ def _renew(self, address):
 
 Cluster.look, Cluster._admit, Cluster._renew = _look, _admit, _renew
 
-# %% ../nbs/29_clusters.ipynb #fbc16ca3
+# %% ../nbs/29_clusters.ipynb #4358d856
 def _why(error): return f"{type(error).__name__}: {' '.join(str(error).split())[:200]}".rstrip(": ")
 
 def _nobody(self):
@@ -271,7 +269,7 @@ def _shutdown(self, wait=True, *, cancel_futures=False):
         left, hands, self.hands = self._open(), self.hands, {}
         self.waiting.clear()
     for future in left: future.cancel(); _end(future, CancelledError())
-    if self.client.status == "running": self._give_up({a: [task for *_, task in hand] for a, hand in hands.items() if hand})
+    if self.client.status == "running": self._give_up({a: [task for _, task in hand] for a, hand in hands.items() if hand})
     if self.watcher.is_alive(): self.watcher.join(5)
     with contextlib.suppress(Exception): self.client.close(timeout=5)
     self.probe.unlink(missing_ok=True)

@@ -724,7 +724,7 @@ def failure_lines(failures: dict, most: int = 10) -> list[str]:
              for hits in alike[:most]]
     return lines + [f"{sum(map(len, alike[most:]))} trials failed for {len(alike) - most} other reasons: see lth trials status"] * (len(alike) > most)
 
-# %% ../nbs/30_trials.ipynb #37ed080d
+# %% ../nbs/30_trials.ipynb #e33ed93e
 class Sweep:
     "The state of one `run`: `results` and `failures` by hash grow as groups end. A ClusterError ends it."
     def __init__(self, waiting, store, pool, workers, force, bar, on_done):
@@ -758,8 +758,9 @@ class Sweep:
                 self.flying[self.submit(parts)] = group
 
     def early(self, width: int) -> bool:
-        "Whether workers may have their next group in hand: all are short, and towards the end none waits behind another."
-        return bool(self.ahead) and len(self.queue) > width and max([_cost(self.queue[0]), *(cost for _, cost in self.bar.flying.values())]) < self.ahead
+        "Whether workers may have their next group in hand: all are short, none was lost before, and towards the end none waits behind another."
+        if not self.ahead or len(self.queue) <= width or any(self.deaths[g[0].hash] for g in (self.queue[0], *self.flying.values())): return False
+        return max([_cost(self.queue[0]), *(cost for _, cost in self.bar.flying.values())]) < self.ahead
 
     def gather(self, width: int) -> list[list]:
         "The next group; or several small ones that together are worth a call."

@@ -674,13 +674,30 @@ def test_a_worker_has_its_next_group_in_hand_where_groups_are_short(tmp_path):
     assert max(pool.open) == 4 and max(pool.open[-2:]) < 4, pool.open  # towards the end none waits behind another
     with Early() as pool: quiet(dear, tmp_path, executor=pool)
     assert max(pool.open) == 2, pool.open
-    with Early() as pool: quiet([Idle(number=n + 100, seconds=.03) for n in range(12)] + [Idle(number=200, seconds=.2)], tmp_path, executor=pool)
+    with Early() as pool: quiet([Idle(number=n + 100, seconds=.03) for n in range(30)] + [Idle(number=200, seconds=.2)], tmp_path, executor=pool)
     assert max(pool.open[:3]) <= 2 and max(pool.open) == 4, pool.open  # none waits behind the long one, which comes first
     Early.ahead = 0
     try:
         with Early() as pool: quiet([Idle(number=n + 300, seconds=.03) for n in range(8)], tmp_path, executor=pool)
     finally: Early.ahead = .1
     assert max(pool.open) == 2
+
+
+def test_what_was_lost_once_has_its_worker_to_itself(tmp_path):
+    "It waits behind nothing, and nothing behind it."
+    class Losing(Early):
+        def submit(self, fn, described, *rest):
+            calls.append([hash for _, group in described for hash, _ in group])
+            if len(calls) != 3: return super().submit(fn, described, *rest)
+            self.open.append(0)
+            gone = concurrent.futures.Future()
+            gone.set_exception(RuntimeError("its worker is gone"))
+            return gone
+    calls, trials = [], [Idle(number=n, seconds=.03) for n in range(20)]
+    with Losing() as pool: rows = quiet(trials, tmp_path, executor=pool)
+    again = [n for n, call in enumerate(calls) if calls[2][0] in call][1]
+    assert rows["failed"].isna().all() and calls[again] == calls[2]
+    assert max(pool.open) == 4 and pool.open[again] <= 2 and pool.open[again + 1] <= 2, pool.open
 
 
 def test_plugins_are_looked_for_once_a_process(monkeypatch):
