@@ -3,7 +3,7 @@
 # make lab         install, open JupyterLab
 # make bench       install, print the benchmarks' ratios and what worsened; adds a line to benchmarks/results/<machine>.json (about 15 minutes, on an idle machine)
 # make bench-gpu   install, print what a GPU makes of the recipe's options
-# make faults      install, disturb real sweeps in every way that tests/faults.py knows, print the table (some 20 minutes)
+# make faults      install, disturb real sweeps in every way that tests/faults.py knows, print the table (10 to 20 minutes)
 # make fuzz        install, try 100,000 altered inputs on every reader of files from elsewhere (about 20 minutes)
 # make dask-smoke  install, compare the smoke tier on Dask workers with the process pool's, byte for byte (half an hour on two cores)
 # make clean       remove what can be made again (not runs/, not the data cache)

@@ -15,8 +15,9 @@ from hypothesis import HealthCheck, settings  # noqa: E402
 
 torch.set_num_threads(1)
 
-# No limit of wall time, which a busy machine breaks, and the same examples in every run; tests/fuzz.py draws new ones.
-settings.register_profile('house', deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture])
+# No limit of wall time, which a busy machine breaks, and the same examples in every run: `pytest --hypothesis-profile explore` draws others.
+for name, same in {'house': True, 'explore': False}.items():
+    settings.register_profile(name, deadline=None, derandomize=same, suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture])
 settings.load_profile('house')
 
 

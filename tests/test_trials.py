@@ -50,7 +50,10 @@ class Threads(Trial):
                  "pid": os.getpid()} for _ in trials]
 
 
-def hold(folder, number): (pathlib.Path(folder) / "hold").write_text(str(number))  # so a sweep has not ended when what is to disturb it comes late
+def hold(folder, number):
+    "Keep a trial from its end: a sweep has not ended when what is to disturb it comes late."
+    (new := pathlib.Path(folder) / "hold.new").write_text(str(number))
+    new.replace(pathlib.Path(folder) / "hold")  # at once: another sweep may be reading it
 def release(folder): (pathlib.Path(folder) / "hold").unlink()
 def held(folder):
     try: return int((pathlib.Path(folder) / "hold").read_text())
