@@ -21,7 +21,7 @@ from .tickets import Ticket, generator, prunable
 from .imp import admm, branch, check_rate, cut, shuffle_masks, smart_masks, spared
 from .correlation import both_overlaps, cosine, overlap, pearson, sign_agreement
 from .models import MLP, create
-from .training import Recipe, train, train_together
+from .training import Recipe, train
 from .costs import dense_flops
 from .cohorts import train_cohort
 from .trials import Trial, active_store
@@ -120,7 +120,7 @@ def _in_cohorts(trial): return trial.device == 'cpu' and not (trial.recipe.augme
 def fit(trial:BranchTrial, tickets:list[Ticket], begin:int=0) -> list:
     "The `Result`s of training tickets by the trial's recipe from iteration `begin` of its schedule."
     if _in_cohorts(trial): return train_cohort(tickets, _load(trial), trial.recipe, trial.seed, begin=begin)
-    results = train_together((dict(model=t.apply(network(trial)), masks=t.masks, seed=trial.seed, begin=begin) for t in tickets), _load(trial), trial.recipe)
+    results = [train(t.apply(network(trial)), _load(trial), trial.recipe, t.masks, trial.seed, begin=begin) for t in tickets]
     for result in results: result.ticket = _on_cpu(result.ticket)
     return results
 

@@ -32,7 +32,7 @@ def _effective(model, masks):
     "The weights of `model` and the leaves `w * m` that stand in for them."
     weights = {n: p.detach() for n, p in prunable(model).items()}
     if not weights: raise ScoreError('This model has no linear or convolution weights, so there is nothing to score.')
-    if masks is not None: check_masks(masks, model)
+    if masks is not None: masks = check_masks(masks, model)
     leaves = {n: (w * masks[n] if masks is not None else w.clone()).requires_grad_() for n, w in weights.items()}
     return weights, leaves
 

@@ -19,7 +19,7 @@ from .tickets import Ticket, generator, prunable
 from .stacking import scorer as parse
 from .pruning import prune
 from .models import create
-from .training import Recipe, evaluate, train, train_together
+from .training import Recipe, evaluate, train
 from .costs import positions, scoring_flops, sizes, training_multiple, training_flops, inference_flops
 from .dynamic import Clock, DropGrow, Dynamic, images_until, initial_masks, number, segments, settings
 from .plasticity import check_pruning, continue_for, dense_gradients, prune_filters, prune_once, regrown
@@ -59,7 +59,7 @@ class SparseTrial(NetworkTrial):
 
 # %% ../nbs/38_sparse_training.ipynb #c8fcf172
 SparseTrial.components = lambda t: _VERSIONS | ({} if t.changing else {'cohort': 1})
-SparseTrial.group_key = lambda t: t.hash if t.changing and t.recipe.together == 1 else (*(getattr(t, k) for k in _SHARED), t.changing)      # what goes side by side, or in a cohort, is one group
+SparseTrial.group_key = lambda t: t.hash if t.changing else (*(getattr(t, k) for k in _SHARED), False)      # what goes in a cohort is one group
 
 def static_ticket(trial:SparseTrial) -> Ticket:
     "The ticket of a trial whose masks do not change: dense, random at the densities of its settings, or pruned by its scorer."
@@ -94,7 +94,7 @@ def _row(trial, ticket, result, first, history, seen, extra):
             'kept': sum(final.kept.values()), 'layers': final.kept, 'empty': final.empty, 'digest': final.digest, 'history': history, 'explored': seen, **extra}
 
 def _job(trial) -> dict:
-    "What `train_together` is told of a trial whose masks change."
+    "What `train` is told of a trial whose masks change."
     net, store, start = network(trial), active_store(), initial(trial)
     (nudged(start, trial.nudge) if trial.nudge else start).apply(net)
     checkpoint = store.root / 'checkpoints' / f'{trial.hash}.safetensors' if store and trial.cost() > 120 else None       # a run of minutes goes on after a kill
@@ -106,16 +106,14 @@ def _changed_row(trial, work, result):
     last = result.ticket.kept if result.ticket else dict(zip(first, work.history[-1]['kept'])) if work.history else first
     return _row(trial, initial(trial), result, first, work.history, seen, costs_of(trial, work.history, first, last, work.clock))
 
-def _run_changing(trials):
-    jobs = []
-    results = train_together((jobs.append(job := _job(t)) or job for t in trials), _load(trials[0]), trials[0].recipe)
-    rows = [_changed_row(t, job['sparsity'], r) for t, job, r in zip(trials, jobs, results)]
-    for job in jobs:
-        if job['checkpoint']: job['checkpoint'].unlink(missing_ok=True)
-    return rows
+def _run_changing(trial):
+    job = _job(trial)
+    row = _changed_row(trial, job['sparsity'], train(data=_load(trial), recipe=trial.recipe, **job))
+    if job['checkpoint']: job['checkpoint'].unlink(missing_ok=True)
+    return row
 
 def _run_group(cls, trials):
-    if trials[0].changing: return _run_changing(trials)
+    if trials[0].changing: return [_run_changing(t) for t in trials]
     tickets = [static_ticket(t) for t in trials]
     tickets = [nudged(ticket, t.nudge) if t.nudge else ticket for t, ticket in zip(trials, tickets)]
     return [_row(t, ticket, r, ticket.kept, [], ticket.kept, costs_of(t, [], ticket.kept, ticket.kept)) for t, ticket, r in zip(trials, tickets, fit(trials[0], tickets))]

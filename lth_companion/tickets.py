@@ -51,9 +51,10 @@ def _check_masks(masks:dict[str, Tensor], shapes:dict[str, tuple]):
             raise TicketError(f"The mask of {name} holds values other than 0 and 1; turn scores into masks with keep_top.")
 
 def check_masks(masks:dict[str, Tensor], model:nn.Module) -> dict[str, Tensor]:
-    "`masks` as given if they fit `model` (names, order, shapes, only 0 and 1); else a `TicketError`."
-    _check_masks(masks, {n: p.shape for n, p in prunable(model).items()})
-    return masks
+    "`masks` on the device of `model` if they fit it (names, order, shapes, only 0 and 1); else a `TicketError`. The one place where masks change sides."
+    own = prunable(model)
+    _check_masks(masks, {n: p.shape for n, p in own.items()})
+    return {n: m.to(own[n].device) for n, m in masks.items()}
 
 # %% ../nbs/00_tickets.ipynb #fbd0b504
 @dataclass(frozen=True)
@@ -71,7 +72,7 @@ class Ticket:
         for name, tensor in (self.weights | self.rest).items():
             if not bool(torch.isfinite(tensor).all()):
                 raise TicketError(f'The values of {name} are not all finite; take the weights of an epoch before it diverged.')
-        for name, mask in self.masks.items(): self.masks[name] = mask.to(self.weights[name].dtype)
+        for name, mask in self.masks.items(): self.masks[name] = mask.to(self.weights[name])      # dtype and device
 
     @classmethod
     def of(cls, model:nn.Module, masks:dict[str, Tensor]=None) -> 'Ticket':

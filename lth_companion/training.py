@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['Recipe', 'Stopper', 'Result', 'Progress', 'order', 'autocast', 'optimizer', 'set_rate', 'step', 'evaluate',
-           'velocity_of', 'put_velocity', 'keep', 'resume', 'on_gpu', 'check_device', 'numerics', 'capture', 'Replay',
-           'training_batch', 'Stepper', 'stop_split', 'train_together', 'train']
+           'velocity_of', 'put_velocity', 'keep', 'resume', 'home', 'on_gpu', 'check_device', 'check_graph', 'numerics',
+           'capture', 'Replay', 'training_batch', 'Stepper', 'stop_split', 'train']
 
 # %% ../nbs/12_training.ipynb #594450cb
 import contextlib, hashlib, itertools, json, math, os, warnings
@@ -42,7 +42,6 @@ class Recipe(BaseModel):
     precision: Literal['float32', 'tf32', 'bf16'] = 'float32'   # of products: tf32 on a GPU; bf16: autocast. Weights, gradients and optimizer stay float32
     compile: bool = False                            # full batches go through torch.compile
     graph: bool = False                              # on a GPU: full batches replay one CUDA graph of the whole step
-    together: int = Field(1, ge=1)                   # how many networks share the device side by side, where several are to be trained
 
     @model_validator(mode='after')
     def _consistent(self):
@@ -147,10 +146,10 @@ def autocast(precision:str, device) -> contextlib.AbstractContextManager:
     if precision != 'bf16': return contextlib.nullcontext()
     return torch.autocast(torch.device(device).type, torch.bfloat16, cache_enabled=False)      # a weight is cast once a step: nothing to cache, and graphs must not
 
-def optimizer(model, recipe:Recipe) -> torch.optim.Optimizer:
-    "The recipe's optimizer of a model, or of a list of parameters, fused: the per-tensor default issues many times the operations. Under `graph` its rate is a tensor, which replays read."
+def optimizer(model, recipe:Recipe, tensor_rate:bool=None) -> torch.optim.Optimizer:
+    "The recipe's optimizer of a model, or of a list of parameters, fused: the per-tensor default issues many times the operations. Its rate is a tensor, which replays read, under `graph` or where one is asked for."
     params = list(model.parameters()) if isinstance(model, torch.nn.Module) else model
-    rate = torch.tensor(recipe.lr, device=params[0].device) if recipe.graph else recipe.lr
+    rate = torch.tensor(recipe.lr, device=params[0].device) if tensor_rate or recipe.graph else recipe.lr
     return torch.optim.SGD(params, lr=rate, momentum=recipe.momentum, nesterov=recipe.nesterov,
                            weight_decay=recipe.weight_decay, fused=True)
 
@@ -174,13 +173,13 @@ def evaluate(model, data, split:str='test', batch_size:int=1000) -> tuple[float,
     "Mean cross-entropy and accuracy (in %) on a split (\"test\", \"val\" or \"train\"), in eval mode; the mode is put back."
     x, y = getattr(data, f'{split}_x'), getattr(data, f'{split}_y')
     if not len(y): raise ValueError(f'The data set has no {split} images; load it with validation=5000, say.')
-    was, dtype = model.training, next(model.parameters()).dtype
-    loss, right = (torch.zeros((), dtype=t, device=y.device) for t in (torch.float64, torch.int64))      # read once at the end: a GPU need not wait for us
+    was, dtype, device = model.training, next(model.parameters()).dtype, home(model)
+    loss, right = (torch.zeros((), dtype=t, device=device) for t in (torch.float64, torch.int64))      # read once at the end: a GPU need not wait for us
     model.eval()
     for i in range(0, len(y), batch_size):
-        out = model(data.normalise(x[i:i + batch_size]).to(dtype))
-        loss += F.cross_entropy(out, y[i:i + batch_size], reduction='sum')
-        right += (out.argmax(1) == y[i:i + batch_size]).sum()
+        out, targets = model(data.normalise(x[i:i + batch_size]).to(device, dtype)), y[i:i + batch_size].to(device)
+        loss += F.cross_entropy(out, targets, reduction='sum')
+        right += (out.argmax(1) == targets).sum()
     model.train(was)
     return float(loss) / len(y), 100 * int(right) / len(y)
 
@@ -240,6 +239,10 @@ def resume(path, model, opt, masks, sparsity, key:dict) -> list:
     return records
 
 # %% ../nbs/12_training.ipynb #a462581a
+def home(model) -> torch.device:
+    "The device of a model, where its masks, tickets and batches go: that of its first parameter."
+    return next(model.parameters()).device
+
 def on_gpu(device) -> bool:
     "Whether `device` has CUDA's streams, graphs and numerics."
     return torch.device(device).type == 'cuda'
@@ -249,6 +252,11 @@ def check_device(recipe:Recipe, device):
     if on_gpu(device): return
     for name, asked in (('graph=True', recipe.graph), ('precision="tf32"', recipe.precision == 'tf32')):
         if asked: raise ValueError(f'{name} needs a CUDA device and this training is on the {torch.device(device).type}; use device="cuda", or leave the option out.')
+
+def check_graph(recipe:Recipe, model, data):
+    "`ValueError` where a graph would have to fetch its images from another device."
+    here, there = home(model), data.train_y.device
+    if recipe.graph and there.type != here.type: raise ValueError(f'A graph holds no copies from the {there.type} to the {here.type}; load the data with device="{here.type}", or leave graph out.')
 
 @contextlib.contextmanager
 def numerics(recipe:Recipe, device):
@@ -262,14 +270,13 @@ def numerics(recipe:Recipe, device):
 
 # %% ../nbs/12_training.ipynb #d5704c21
 def capture(f):
-    "A function that replays what `f()` launches on the current CUDA device; `f` is run three times first."
-    side = torch.cuda.Stream()
+    "A function that replays, on the current stream, what `f()` launches on the current CUDA device; `f` is run three times first. Replays of one process follow each other: side by side stand processes (chapter 30)."
+    side, graph = torch.cuda.Stream(), torch.cuda.CUDAGraph()      # its own: graphs captured on one stream share that stream's cuBLAS workspace
     side.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(side):
         for _ in range(3): f()
     torch.cuda.current_stream().wait_stream(side)
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph): f()
+    with torch.cuda.graph(graph, stream=side): f()
     return graph.replay
 
 class Replay:
@@ -291,9 +298,10 @@ class Replay:
         for p, g in zip(self.params, self.gradients): p.grad = g      # an eager step in between has put its own there
 
 # %% ../nbs/12_training.ipynb #3ed0ea5a
-def training_batch(data, indices, recipe:Recipe, dtype, draws=None) -> tuple[torch.Tensor, torch.Tensor]:
-    "Inputs and targets of training images as the recipe's step takes them: augmented (by `draws`: a generator, or what it drew), laid out, in `dtype`."
+def training_batch(data, indices, recipe:Recipe, dtype, draws=None, device=None) -> tuple[torch.Tensor, torch.Tensor]:
+    "Inputs and targets of training images as the recipe's step takes them: augmented (by `draws`: a generator, or what it drew), on `device` (default: the data's), laid out, in `dtype`."
     x, y = data.batch(data.train_x, data.train_y, indices, recipe.augment, draws)
+    if device is not None: x, y = x.to(device), y.to(device)
     if recipe.memory_format == 'channels_last': x = x.contiguous(memory_format=torch.channels_last)
     return x.to(dtype), y
 
@@ -301,11 +309,11 @@ class Stepper:
     "A recipe's steps on the training images of `data`, eager or replayed. `on_gradient()` is called where the step is `watched`."
     def __init__(self, model, opt, data, recipe:Recipe, weights=None, masks=None, on_gradient=None):
         self.model, self.opt, self.data, self.recipe, self.weights, self.masks, self.on_gradient = model, opt, data, recipe, weights, masks, on_gradient
-        self.fast, self.dtype, self.graph = torch.compile(model, dynamic=False) if recipe.compile else model, next(model.parameters()).dtype, None
+        self.fast, self.dtype, self.device, self.graph = torch.compile(model, dynamic=False) if recipe.compile else model, next(model.parameters()).dtype, home(model), None
 
     def run(self, indices, draws=None, model=None, on_gradient=None):
         "One step, launched operation by operation."
-        x, y = training_batch(self.data, indices, self.recipe, self.dtype, draws)
+        x, y = training_batch(self.data, indices, self.recipe, self.dtype, draws, self.device)
         step(self.model if model is None else model, self.opt, x, y, self.weights, self.masks, self.recipe.label_smoothing, on_gradient, self.recipe.precision)
 
     def __call__(self, indices, draws=None, watched:bool=False):
@@ -323,15 +331,16 @@ def stop_split(recipe:Recipe, data) -> str | None:
     if not len(data.val_y): raise ValueError('stop_on="validation" needs a held-out split; load the data with validation=5000, say.')
     return 'val'
 
-def _training(model, data, recipe, masks=None, seed=0, level=0, on_epoch=None, begin=0, save_at=(), until=None, velocity=None, sparsity=None, checkpoint=None):
-    "`train` without its numerics, as a generator that yields after each step it launched; its value is the `Result`."
+def _train(model, data, recipe, masks, seed, level, on_epoch, begin, save_at, until, velocity, sparsity, checkpoint):
+    "`train` without its numerics."
     weights, mask_list = None, None
     if recipe.memory_format == 'channels_last': model.to(memory_format=torch.channels_last)
     if masks is not None:
-        Ticket.of(model, check_masks(masks, model)).apply(model)
+        masks = check_masks(masks, model)
+        Ticket.of(model, masks).apply(model)
         weights = list(prunable(model).values())
         mask_list = [torch.empty_like(w, requires_grad=False).copy_(m) for w, m in zip(weights, masks.values())]      # in the weights' memory format
-    n, opt, split, device = len(data.train_y), optimizer(model, recipe), stop_split(recipe, data), data.train_y.device
+    n, opt, split, device = len(data.train_y), optimizer(model, recipe), stop_split(recipe, data), data.train_y.device      # batches are gathered where the data are, and reach the model in `training_batch`
     run = Progress(recipe, math.ceil(n / recipe.batch_size), begin)
     on, done, saved, velocities = True, begin, {}, {}
     stepper = Stepper(model, opt, data, recipe, weights, mask_list, sparsity and sparsity.observe)
@@ -358,9 +367,8 @@ def _training(model, data, recipe, masks=None, seed=0, level=0, on_epoch=None, b
             done += 1
             if sparsity: sparsity.update(done)
             if save_at: save()
-            yield
         if done == until: break
-        with autocast(recipe.precision, device): record = (*evaluate(model, data), *(evaluate(model, data, split) if split else ()))
+        with autocast(recipe.precision, home(model)): record = (*evaluate(model, data), *(evaluate(model, data, split) if split else ()))
         on = run.epoch(*record)
         if on_epoch: on_epoch(model, run.result)
         if checkpoint: records.append(record); keep(checkpoint, model, opt, mask_list, sparsity, key, records)
@@ -370,28 +378,10 @@ def _training(model, data, recipe, masks=None, seed=0, level=0, on_epoch=None, b
         run.result.gradient = {n: w.grad.clone() for n, w in prunable(model).items() if w.grad is not None}
     return run.result
 
-# %% ../nbs/12_training.ipynb #ccad4bed
-def train_together(jobs, data, recipe:Recipe=Recipe()) -> list[Result]:
-    "The `Result`s of training several models, `recipe.together` at a time. `jobs`: dicts of `train`'s other arguments, `model` among them; an iterator is asked for a job when its turn comes."
-    jobs, results, device = iter(jobs), [], data.train_y.device
-    with numerics(recipe, device):
-        while some := list(itertools.islice(jobs, recipe.together)):
-            streams = [torch.cuda.Stream(device) for _ in some] if on_gpu(device) and len(some) > 1 else [None] * len(some)
-            for stream in filter(None, streams): stream.wait_stream(torch.cuda.current_stream(device))
-            at_work, ended = {i: _training(data=data, recipe=recipe, **job) for i, job in enumerate(some)}, {}
-            while at_work:
-                for i in list(at_work):
-                    with torch.cuda.stream(streams[i]) if streams[i] else contextlib.nullcontext():      # even without a stream, torch's own context would start CUDA
-                        try: next(at_work[i])
-                        except StopIteration as end: ended[i] = end.value; del at_work[i]
-            for stream in filter(None, streams): torch.cuda.current_stream(device).wait_stream(stream)
-            results += [ended[i] for i in range(len(some))]
-    return results
-
 # %% ../nbs/12_training.ipynb #ec16a47c
 def train(model, data, recipe:Recipe=Recipe(), masks=None, seed:int=0, level:int=0, on_epoch=None, begin:int=0, save_at=(), until:int=None,
           velocity:dict=None, sparsity=None, checkpoint=None) -> Result:
-    """Train `model` in place on `data` and return its `Result`; with `masks`, pruned weights are and stay 0.
+    """Train `model` in place on `data` and return its `Result`; with `masks` (on any device), pruned weights are and stay 0.
 
     The data order follows from `(seed, level)`; nothing else is random unless the model itself draws. `on_epoch(model, result)`
     is called after each epoch. `begin`: the iteration of the schedule at which to start (rewinding; the optimizer starts afresh).
@@ -399,5 +389,5 @@ def train(model, data, recipe:Recipe=Recipe(), masks=None, seed:int=0, level:int
     shall hold; `until`: the one at which to leave off. `velocity`: momentum buffers to start with, by parameter name. `sparsity`: what changes
     the masks during training (chapter 22); it needs `masks`. `checkpoint`: a file written after each epoch, from which the same call goes on after a kill.
     Raises `TicketError` for masks that do not fit, `ValueError` for a start after the end or an option that the device lacks."""
-    job = dict(model=model, masks=masks, seed=seed, level=level, on_epoch=on_epoch, begin=begin, save_at=save_at, until=until, velocity=velocity, sparsity=sparsity, checkpoint=checkpoint)
-    return train_together([job], data, recipe)[0]
+    check_graph(recipe, model, data)
+    with numerics(recipe, home(model)): return _train(model, data, recipe, masks, seed, level, on_epoch, begin, save_at, until, velocity, sparsity, checkpoint)

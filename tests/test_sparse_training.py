@@ -81,15 +81,13 @@ def test_a_killed_sweep_goes_on(tmp_path):
 def test_a_long_trial_goes_on_from_its_checkpoint(tmp_path, monkeypatch):
     monkeypatch.setattr(SparseTrial, "cost", lambda t: 1000.)
     trial, kept = small("GraNet (s_i=0.5)"), []
-    plain = S.train_together
-    def dies(jobs, *a):
+    plain = S.train
+    def dies(**job):
         def stop(model, result):
             if result.epochs == 2 and len(kept) == 1: raise KeyboardInterrupt
-        def watched(job):
-            kept.append(job["checkpoint"])
-            return job | {"on_epoch": stop}
-        return plain(map(watched, jobs), *a)
-    monkeypatch.setattr(S, "train_together", dies)
+        kept.append(job["checkpoint"])
+        return plain(**job, on_epoch=stop)
+    monkeypatch.setattr(S, "train", dies)
     with pytest.raises(KeyboardInterrupt): run([trial], Store(tmp_path / "a"), progress="silent")
     assert kept[0].exists()
     got, want = run([trial], Store(tmp_path / "a"), progress="silent"), run([trial], Store(tmp_path / "b"), progress="silent")

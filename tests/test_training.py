@@ -6,7 +6,7 @@ from lth_companion.data import Data, load
 from lth_companion.dynamic import DropGrow, settings, sparse_train
 from lth_companion.models import create
 from lth_companion.tickets import Ticket, generator, prunable
-from lth_companion.training import Recipe, Stepper, evaluate, numerics, optimizer, train, train_together, training_batch
+from lth_companion.training import Recipe, Stepper, evaluate, numerics, optimizer, train, training_batch
 
 def images(shape=(3, 32, 32), n=200, device="cpu"):
     g = generator(0, "images", *shape)
@@ -111,51 +111,7 @@ def test_until_the_start_trains_nothing():
     model = net(); before = Ticket.of(model).digest
     assert train(model, images(), recipe(), until=0, save_at=(0,)).saved[0].digest == before == Ticket.of(model).digest
 
-# ---------------------------------------------------------------- side by side
-@pytest.mark.parametrize("together", [1, 2, 3])
-def test_neighbours_change_nothing(together):
-    data, asked = images(), []
-    def jobs():
-        for seed in range(3):
-            asked.append(seed)
-            model = net(seed=seed)
-            yield dict(model=model, masks=masks(model, (.2, .5, 1.)[seed]), seed=seed)
-    results = train_together(jobs(), data, recipe(together=together, augment="crop-flip"))
-    for seed, result in enumerate(results):
-        model = net(seed=seed)
-        same(result, train(model, data, recipe(together=together, augment="crop-flip"), masks(model, (.2, .5, 1.)[seed]), seed=seed))
-    assert asked == [0, 1, 2]
-
-def test_one_that_ends_early_leaves_the_others_alone():
-    data, r = images(), recipe(together=2, lr=.05, schedule="constant", milestones=())
-    wild = net(); wild.get_parameter(next(n for n, _ in wild.named_parameters())).data.fill_(1e30)
-    bad, good = train_together([dict(model=wild), dict(model=net())], data, r)
-    assert bad.diverged == 1 and bad.ticket is None
-    same(good, train(net(), data, r))
-
-def test_on_the_cpu_no_stream_is_entered(monkeypatch):
-    "On a machine with a GPU, torch's context of a stream would start CUDA in every process that trains on the CPU."
-    def entered(stream): raise AssertionError("a stream is entered")
-    monkeypatch.setattr(torch.cuda, "stream", entered)
-    r = recipe(together=2, max_epochs=1, schedule="constant", milestones=())
-    results = train_together([dict(model=net(seed=s)) for s in range(3)], images(), r)
-    for s, result in enumerate(results): same(result, train(net(seed=s), images(), r))
-
-def test_methods_side_by_side_are_the_methods_alone(tmp_path):
-    "Trials of GraNet's kind: with `together` the changing masks of a seed are one group, and each row is what it is alone."
-    from lth_companion.sparse_training import SparseTrial, granet_settings, sparse_trial
-    from lth_companion.trials import groups, run
-    setting = next(iter(granet_settings("smoke").values()))
-    fields = dict(data="digits", train_size=300, recipe=setting.recipe.model_copy(update={"together": 2}))
-    trials = [sparse_trial(setting, m, .1, 5, fields=fields) for m in ("RigL", "GMP", "SET", "static")]
-    assert sorted(map(len, groups(trials))) == [1, 3]
-    both = run(trials, tmp_path / "together", progress=False)
-    assert both.failed.isna().all(), both.failed.tolist()
-    single = [t.model_copy(update={"recipe": t.recipe.model_copy(update={"together": 1})}) for t in trials]
-    assert len(groups(single)) == 4 and not {t.hash for t in single} & {t.hash for t in trials}
-    alone = run(single, tmp_path / "alone", progress=False)
-    for column in ("losses", "layers", "history", "digest", "training_flops"): assert both[column].tolist() == alone[column].tolist()
-
+# ---------------------------------------------------------------- what else goes through a graph
 def test_cohorts_replayed_are_cohorts(stand_in):
     "The block engine under `graph`: a member that leaves, and an uneven last batch."
     from lth_companion.cohorts import train_cohort
@@ -170,6 +126,48 @@ def test_cohorts_replayed_are_cohorts(stand_in):
         assert a.stopped == b.stopped
         same(a, b)
 
+@pytest.mark.parametrize("method, change", [("edge-popup", "none"), ("edge-popup", "recycle"), ("biprop", "none"), ("biprop", "iterand-all"), ("edge-popup", "hybrid")])
+@pytest.mark.parametrize("fields", [{}, dict(augment="crop-flip", memory_format="channels_last"), dict(momentum=0., nesterov=False)], ids=["plain", "augmented", "no momentum"])
+def test_a_replayed_search_is_the_eager_search(stand_in, method, change, fields):
+    "Selection, gradients and the scores' step in the graph; changes of the frozen weights between epochs outside; an uneven last batch."
+    from lth_companion.supermasks import Supermask, search
+    data, settings = images(), Supermask(density=.3, method=method, change=change, frequency=1, rate=.2)
+    r = recipe(**(dict(max_epochs=3, schedule="cosine", milestones=()) | fields))
+    seen = []
+    def one(graph):
+        model, masks = net("resnet-20", .25), []
+        result, work = search(model, data, r.model_copy(update={"graph": graph}), settings, on_epoch=lambda w, _: masks.append({n: m.clone() for n, m in w.put().items()}))
+        return result, work, masks
+    (a, one_work, one_masks), (b, two_work, two_masks) = one(False), one(True)
+    assert len(stand_in) >= 2 * 3 and one_work.step_number == two_work.step_number == int(two_work.clock) + 1 == 12      # the last batch of an epoch is uneven and eager
+    assert b.losses == pytest.approx(a.losses, rel=1e-4)
+    for x, y in zip(one_masks, two_masks):
+        apart = sum(int((x[n] != y[n]).sum()) for n in x)
+        assert apart <= 2e-4 * sum(m.numel() for m in x.values()), apart      # here a rate of float32 stands beside a double; on a GPU both are float32
+        assert {n: int(m.sum()) for n, m in x.items()} == {n: int(m.sum()) for n, m in y.items()}
+
+def test_a_replayed_search_names_the_step_of_a_nan(stand_in):
+    from lth_companion.supermasks import Supermask, SupermaskError, search
+    said = []
+    for graph in (False, True):
+        with pytest.raises(SupermaskError) as error: search(net("lenet-300-100", 1.), images(), recipe(lr=1e30, graph=graph, milestones=(), schedule="constant", batch_size=20), Supermask(density=.5))
+        said.append((str(error.value), error.value.result.losses))
+    assert said[0] == said[1] and "After step" in said[0][0], said
+
+@pytest.mark.parametrize("k", [0, 1, 7, 500, 999, 1000])
+def test_the_fixed_selection_is_the_selection(k):
+    from lth_companion.selection import top_fixed, top_masks
+    for i, ties in enumerate((1, 5, 1000)):
+        s = (torch.rand(1000, generator=generator(i, "scores")) * ties).floor() if ties != 1 else torch.rand(1000, generator=generator(i, "scores"))
+        assert torch.equal(top_fixed(s, k), top_masks([s], k)[0]) and int(top_fixed(s, k).sum()) == k
+
+def test_a_graph_wants_its_images_on_its_own_side(stand_in):
+    from types import SimpleNamespace
+    from lth_companion.training import check_graph
+    model, data = net(), SimpleNamespace(train_y=torch.zeros(1, device="meta"))
+    check_graph(recipe(), model, data)
+    with pytest.raises(ValueError, match="from the meta to the cpu; load the data"): check_graph(recipe(graph=True), model, data)
+
 def test_what_cannot_be_combined_is_refused():
     from lth_companion.cohorts import train_cohort
     from lth_companion.supermasks import Supermask, search
@@ -177,8 +175,7 @@ def test_what_cannot_be_combined_is_refused():
     ticket = Ticket.of(create("lenet-300-100"))
     for fields, what in ((dict(compile=True), "compile=False"), (dict(precision="bf16"), "leave precision='bf16' out")):
         with pytest.raises(ValueError, match=what): train_cohort([ticket], data, Recipe(**fields))
-    for fields in (dict(graph=True), dict(compile=True), dict(together=2)):
-        with pytest.raises(ValueError, match="runs eagerly"): search(net(), images(), recipe(**fields), Supermask(density=.5))
+    with pytest.raises(ValueError, match="not compiled"): search(net(), images(), recipe(compile=True), Supermask(density=.5))
 
 # ---------------------------------------------------------------- precision and compilation
 def test_bf16_is_near_and_keeps_float32_weights():
@@ -212,38 +209,8 @@ def test_switches_are_put_back(monkeypatch):
 
 def test_options_are_part_of_the_identity():
     from lth_companion.trials import changed_fields
-    assert changed_fields(Recipe(graph=True, precision="bf16", together=8)) == {"graph": True, "precision": "bf16", "together": 8} and changed_fields(Recipe()) == {}
+    assert changed_fields(Recipe(graph=True, precision="bf16")) == {"graph": True, "precision": "bf16"} and changed_fields(Recipe()) == {}
     with pytest.raises(ValueError): Recipe(precision="fp8")
-    with pytest.raises(ValueError): Recipe(together=0)
+    with pytest.raises(ValueError): Recipe(together=2)      # how many stand beside each other is no property of a trial
 
 # ---------------------------------------------------------------- on a GPU
-@pytest.mark.gpu
-@pytest.mark.parametrize("name, width", [("lenet-300-100", 1.), ("conv-2", 1.), ("resnet-20", 1.)])
-@pytest.mark.parametrize("options", [{}, dict(graph=True)], ids=["eager", "graph"])
-def test_cpu_and_gpu_agree_over_fifty_steps(name, width, options):
-    "Float32, the same trial: losses after 25 and 50 steps within 1e-3 relative (ResNet-20, whose BatchNorm amplifies rounding: 2e-2), masks kept."
-    r = recipe(lr=.01, max_epochs=2, batch_size=64, schedule="constant", milestones=())
-    results = []
-    for device, extra in (("cpu", {}), ("cuda", options)):
-        model = create(name, (3, 32, 32), 10, generator(0, "init"), width)
-        m = masks(model)
-        results.append(train(model.to(device), images(n=1600, device=device), r.model_copy(update=extra), {n: t.to(device) for n, t in m.items()}))
-    cpu, gpu = results
-    assert cpu.iterations == gpu.iterations == 50
-    assert torch.allclose(torch.tensor(cpu.losses), torch.tensor(gpu.losses), rtol=2e-2 if name == "resnet-20" else 1e-3)
-    for n, t in gpu.ticket.masks.items():
-        assert torch.equal(t.cpu(), cpu.ticket.masks[n]) and (gpu.ticket.weights[n][t == 0] == 0).all()
-
-@pytest.mark.gpu
-def test_graphs_side_by_side_are_the_graphs_alone():
-    data, r = images(n=640, device="cuda"), recipe(graph=True, together=4, augment="crop-flip")
-    jobs = lambda: (dict(model=net("resnet-20", .5, seed=s).cuda(), seed=s) for s in range(4))
-    for job, result in zip(jobs(), train_together(jobs(), data, r)):
-        assert torch.allclose(torch.tensor(result.losses), torch.tensor(train(data=data, recipe=r, **job).losses), rtol=1e-4)
-
-@pytest.mark.gpu
-@pytest.mark.parametrize("fields", [dict(precision="tf32"), dict(precision="bf16", memory_format="channels_last"), dict(compile=True), dict(compile=True, graph=True, precision="bf16")], ids=str)
-def test_every_option_learns_on_a_gpu(fields):
-    data = images(n=640, device="cuda")
-    result = train(net("resnet-20", .5).cuda(), data, recipe(max_epochs=8, schedule="constant", milestones=(), **fields))
-    assert result.diverged is None and evaluate(net("resnet-20", .5).cuda(), data, "train")[0] > 2 and result.losses[0] > 0
