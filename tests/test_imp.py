@@ -3,6 +3,7 @@ import json, math, os, pathlib, signal, subprocess, sys, tempfile, textwrap
 import pytest, torch
 from hypothesis import given, settings, strategies as st
 from torch.nn.utils import prune as reference
+from apart import SLACK, as_near_as_seeds
 from lth_companion import branches, data as datasets, trials as engine
 from lth_companion.branches import BranchTrial, below, dense, make_ticket, network, rewound, trained
 from lth_companion.cohorts import train_cohort
@@ -244,17 +245,20 @@ def test_a_damaged_ticket_is_made_anew(tmp_path):
 @pytest.mark.gpu
 @pytest.mark.parametrize("model", ["lenet-300-100", "conv-2"])
 def test_branches_on_cuda_agree_with_the_cpu(tmp_path, model):
-    "Masks of the first level equal in all but a hundredth of the entries, accuracies within five points after three epochs."
-    def go(device):
-        levels = [BranchTrial(data="mnist", train_size=2000, model=model, width=.25, recipe=FEW, device=device, masks="imp" if i else "dense", level=i) for i in range(3)]
-        more = [levels[2].model_copy(update=dict(start=s, rewind=20 if s == "rewound" else 0)) for s in ("fresh", "trained", "rewound")] + [levels[2].model_copy(update=dict(masks="admm"))]
-        run(levels, Store(tmp_path / device), progress=False)
-        rows = run(levels + more, Store(tmp_path / device), progress=False)
-        assert rows.failed.isna().all(), rows.failed.dropna().iloc[0]
-        return rows, make_ticket(levels[1])[0]
-    (cpu, a), (cuda, b) = go("cpu"), go("cuda")
-    assert sum(int((a.masks[n] != b.masks[n]).sum()) for n in a.masks) <= .01 * sum(m.numel() for m in a.masks.values())
-    assert (cpu.accuracy - cuda.accuracy).abs().max() < 5 and cpu.kept.tolist() == cuda.kept.tolist()
+    "The first level's masks as near to those of a float64 run as the CPU's; accuracies no farther apart than two seeds."
+    def make(device, seed):
+        levels = [BranchTrial(data="digits", model=model, width=.25, recipe=FEW, device=device, seed=seed, masks="imp" if i else "dense", level=i) for i in range(3)]
+        return levels + [levels[2].model_copy(update=dict(start=s, rewind=20 if s == "rewound" else 0)) for s in ("fresh", "trained", "rewound")] + [levels[2].model_copy(update=dict(masks="admm"))]
+    cpu, cuda = as_near_as_seeds(make, tmp_path)
+    assert cpu.kept.tolist() == cuda.kept.tolist()
+    def first(trial, double=False):
+        net = network(trial)
+        start = Ticket.of(net).weights
+        trained = train(net.double() if double else net, datasets.load("digits", device=trial.device), FEW, seed=trial.seed).ticket
+        return {n: m.cpu() for n, m in cut({n: w.cpu() for n, w in trained.weights.items()}, .8, spare=spared(start)).items()}
+    exact = first(make("cpu", 0)[0], double=True)
+    apart = lambda trial: sum(int((first(trial)[n] != m).sum()) for n, m in exact.items())
+    assert apart(make("cuda", 0)[0]) <= SLACK * apart(make("cpu", 0)[0]) + 2
 
 # --- what defaults a hash leaves out
 

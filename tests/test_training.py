@@ -1,6 +1,8 @@
 """The options of a recipe that are for GPUs. Without one, a stand-in for `capture` runs the step where a graph would be replayed,
 so that everything around the graph (warm-up put back, rates, crops, uneven batches, watched steps, gradients) is tried here."""
+import functools, math
 import pytest, torch
+from apart import SLACK, as_near, farthest, swept
 from lth_companion import training
 from lth_companion.data import Data, load
 from lth_companion.dynamic import DropGrow, settings, sparse_train
@@ -214,3 +216,78 @@ def test_options_are_part_of_the_identity():
     with pytest.raises(ValueError): Recipe(together=2)      # how many stand beside each other is no property of a trial
 
 # ---------------------------------------------------------------- on a GPU
+@functools.cache
+def truth(name, width):
+    "Losses of a run in float64 on the CPU, and those of its float32: as it is, and with the first, middle or last layer moved by 1e-7."
+    def losses(moved=None, dtype=torch.float32):
+        model = net(name, width).to(dtype)
+        m = masks(model)
+        if moved is not None:
+            with torch.no_grad(): list(prunable(model).values())[moved].mul_(1 + 1e-7)
+        return train(model, images(n=640), FORTY_STEPS, m).losses
+    layers = len(prunable(net(name, width)))
+    return losses(dtype=torch.float64), [losses(), *(losses(i) for i in (0, layers // 2, layers - 1))]
+
+FORTY_STEPS = recipe(lr=.01, max_epochs=2, batch_size=32, schedule="constant", milestones=())
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("name, width", [("lenet-300-100", 1.), ("conv-2", .5), ("resnet-20", .5)])
+@pytest.mark.parametrize("options", [{}, dict(graph=True)], ids=["eager", "graph"])
+def test_a_gpu_rounds_as_a_cpu_does(name, width, options):
+    "Float32 over 40 steps: losses as near to a float64 run's as a CPU's, masks kept, pruned weights 0."
+    reference, own = truth(name, width)
+    model = net(name, width)
+    m = masks(model)
+    gpu = train(model.cuda(), images(n=640, device="cuda"), FORTY_STEPS.model_copy(update=options), m)      # masks from the CPU
+    as_near(gpu.losses, reference, own, floor=1e-6)
+    for n, t in gpu.ticket.masks.items(): assert torch.equal(t.cpu(), m[n]) and (gpu.ticket.weights[n][t == 0] == 0).all()
+
+@pytest.mark.gpu
+def test_one_graph_after_another():
+    "Two networks in turn, each under a graph of its own, and each once more beside the other's graph: to the same losses as alone."
+    data, r = images(n=640, device="cuda"), recipe(graph=True, augment="crop-flip")
+    def losses(seed): return train(net("resnet-20", .5, seed).cuda(), data, r, seed=seed).losses
+    alone = [losses(0), losses(0), losses(1), losses(1)]
+    noise = max(farthest(alone[1], alone[0]), farthest(alone[3], alone[2]))      # cuDNN may add in any order
+    model = net("resnet-20", .5).cuda(); model.train()
+    kept = Stepper(model, optimizer(model, r), data, r)
+    kept(torch.arange(64, device="cuda"), data.draw("crop-flip", 64).cuda())      # a graph that stays alive
+    for seed, before in ((0, alone[0]), (1, alone[2])): assert farthest(losses(seed), before) <= SLACK * noise + 1e-6
+    kept(torch.arange(64, device="cuda"), data.draw("crop-flip", 64).cuda())
+    assert all(p.isfinite().all() for p in model.parameters())
+
+@pytest.mark.gpu
+def test_processes_side_by_side_give_what_one_gives(tmp_path):
+    "Four workers on one GPU, graphs in each; under MPS if it runs."
+    from lth_companion.sparse_training import SparseTrial
+    from lth_companion.dynamic import settings as method
+    r = recipe(graph=True, memory_format="channels_last", batch_size=128, max_epochs=4, milestones=(2,))
+    trials = [SparseTrial(data="digits", model="conv-2", width=.25, recipe=r, device="cuda", seed=s, **m) for s in (0, 1) for m in ({}, dict(dynamic=method("RigL", .1, interval=5)), dict(dynamic=method("static", .1)), dict(scorer="snip", density=.1))]
+    alone, again, four = swept(trials, tmp_path / "a"), swept(trials, tmp_path / "b"), swept(trials, tmp_path / "c", workers=4)
+    noise = max(farthest(x, y) for x, y in zip(alone.losses, again.losses))
+    for x, y in zip(alone.losses, four.losses): assert farthest(y, x) <= SLACK * noise + 1e-5
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("fields", [dict(precision="tf32"), dict(precision="bf16", memory_format="channels_last"), dict(precision="bf16", memory_format="channels_last", graph=True)], ids=str)
+def test_every_option_learns_on_a_gpu(fields):
+    "Forty steps on 64 images bring the training loss below a chance answer's, ln 10."
+    data = images(n=64, device="cuda")
+    model = net("resnet-20", .5).cuda()
+    result = train(model, data, recipe(max_epochs=40, schedule="constant", milestones=(), **fields))
+    assert result.diverged is None and evaluate(model, data, "train")[0] < math.log(10) / 2
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("name", ["conv-2", "resnet-20"])
+@pytest.mark.parametrize("method", ["Edge-Popup", "EP+Recycle", "Biprop", "Biprop+IteRand, authors", "EP+hybrid"])
+def test_a_graphed_search_is_the_eager_search_to_the_bit(name, method):
+    from lth_companion.searches import settings_of
+    from lth_companion.supermasks import search
+    data = images(n=320, device="cuda")
+    def one(graph):
+        with torch.backends.cudnn.flags(enabled=True, deterministic=True):
+            r = recipe(lr=.1, max_epochs=3, schedule="cosine", milestones=(), batch_size=64, augment="crop-flip", memory_format="channels_last", graph=graph)
+            result, work = search(net(name, .25).cuda(), data, r, settings_of(method, .3, 3, frequency=1))
+        return result.losses, {**{f"{n} scores": s.detach() for n, s in work.scores.items()}, **work.frozen, **{f"{n} mask": m for n, m in work.put().items()}}
+    (a, eager), (b, again), (c, graphed) = one(False), one(False), one(True)
+    assert a == b and all(torch.equal(t, again[n]) for n, t in eager.items()), "two eager searches differ: this device is not deterministic here"
+    assert a == c and all(torch.equal(t, graphed[n]) for n, t in eager.items())
