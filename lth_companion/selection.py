@@ -101,6 +101,7 @@ def top_masks(flats:list[Tensor], k:int, generator:torch.Generator=None) -> list
         for i, mask in enumerate(kept): mask[place[out[layer[out] == i]]] = False
     return kept
 
+# %% ../nbs/01_selection.ipynb #b1d0c3a6
 def top_fixed(flat:Tensor, k:int) -> Tensor:
     "The mask of `top_masks([flat], k)`, ties by position, without a word from the device, so that a CUDA graph can hold it. Of no use where a score is NaN: see to that first."
     if not 0 < k < len(flat): return torch.full_like(flat, bool(k), dtype=torch.bool)
