@@ -41,6 +41,7 @@ test: venv
 	$(BIN)/lth data fetch mnist
 	$(BIN)/python -m pytest -q tests/test_house.py
 	$(BIN)/nbdev_test --n_workers 2 --skip_folder_re '^([_.]|papers)'
+	$(BIN)/nbdev_test --n_workers 2 --path nbs/papers --file_glob '00_*.ipynb'
 	$(BIN)/python -m pytest -q -rs --ignore=tests/test_house.py
 
 lab: venv

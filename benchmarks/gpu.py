@@ -16,7 +16,11 @@ BEST = dict(precision="bf16", memory_format="channels_last", graph=True)
 def tools():
     "torch and the library, imported by the parts alone: the parent needs neither."
     import types, torch
-    from lth_companion import cohorts, costs, data, experiments, models, searches, supermasks, tickets, training, trials
+    from lth_companion.training import cohorts, costs, data, models, loop as training
+    from lth_companion.papers import learning_to_learn as experiments, weight_recycling as searches
+    from lth_companion.methods import supermasks
+    from lth_companion import tickets
+    from lth_companion.lab import trials
     torch.set_num_threads(1)
     return types.SimpleNamespace(torch=torch, device=torch.device(os.environ.get("BENCH_DEVICE", "cuda")), cohorts=cohorts, costs=costs, data=data, experiments=experiments, models=models,
                                  searches=searches, supermasks=supermasks, tickets=tickets, training=training, trials=trials)

@@ -11,16 +11,17 @@ import numpy as np, torch
 import torch.nn.functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 torch.set_num_threads(1)
-from lth_companion import data as datasets, dynamic, supermasks
-from lth_companion.cohorts import engine, train_cohort
-from lth_companion.experiments import make_ticket, thesis
-from lth_companion.imp import cut
-from lth_companion.models import create
-from lth_companion.pruning import prune
+from lth_companion.training import data as datasets
+from lth_companion.methods import dynamic, supermasks
+from lth_companion.training.cohorts import engine, train_cohort
+from lth_companion.papers.learning_to_learn import make_ticket, thesis
+from lth_companion.methods.imp import cut
+from lth_companion.training.models import create
+from lth_companion.methods.pruning import prune
 from lth_companion.selection import _threshold, keep_top
 from lth_companion.tickets import Ticket, generator, prunable
-from lth_companion.reproduce import code_version, cores, machine
-from lth_companion.training import Recipe, optimizer, step, train
+from lth_companion.lab.reproduce import code_version, cores, machine
+from lth_companion.training.loop import Recipe, optimizer, step, train
 sys.path.insert(0, os.path.dirname(__file__))
 import history, sweeps
 
@@ -332,8 +333,8 @@ def supermask_selection(quick):
 def imp(quick):
     "What a level of IMP costs beyond its training: the cut, the rewinding, R_p and its chance, the files."
     import tempfile
-    from lth_companion import branches
-    from lth_companion.trials import Store, run
+    from lth_companion.papers import weight_correlation as branches
+    from lth_companion.lab.trials import Store, run
     trained, plain = [], branches.fit
     def timed(*args, **kw):
         t = time.perf_counter(); out = plain(*args, **kw); trained.append(time.perf_counter() - t)

@@ -1,11 +1,11 @@
 """Benchmarks of sweeps: what workers add, what the store costs, what a trial that does nothing costs. Started by run.py."""
 import contextlib, json, os, pathlib, statistics, subprocess, sys, tempfile, time
-from lth_companion import clusters
-from lth_companion.dynamic import settings
-from lth_companion.experiments import TicketTrial
-from lth_companion.sparse_training import SparseTrial
-from lth_companion.training import Recipe
-from lth_companion.trials import Idle, Store, Workers, groups, run
+from lth_companion.lab import clusters
+from lth_companion.methods.dynamic import settings
+from lth_companion.papers.learning_to_learn import TicketTrial
+from lth_companion.papers.granet import SparseTrial
+from lth_companion.training.loop import Recipe
+from lth_companion.lab.trials import Idle, Store, Workers, groups, run
 
 def quietly(trials, root, **options):
     "Seconds that a sweep takes."
@@ -114,7 +114,7 @@ def store(note, Ratio, quick):
             jobs = {"listed": lambda: Store(root).hashes(), "looked-up": lambda: [t in there for t in trials], "reported": lambda: run(trials, root, progress="silent")}
             spent = {what: [seconds(job) for _ in range(3)] for what, job in jobs.items()}
             assert len(there.hashes()) == len(set(hashes)) == n
-            spent["status"] = [seconds(lambda: subprocess.run([sys.executable, "-c", "from lth_companion.cli import main; main(['trials', 'status'])"], cwd=root, check=True, capture_output=True,
+            spent["status"] = [seconds(lambda: subprocess.run([sys.executable, "-c", "from lth_companion.lab.cli import main; main(['trials', 'status'])"], cwd=root, check=True, capture_output=True,
                 env=os.environ | {"LTH_RUNS": root, "PYTHONPATH": clusters.worker_environment()["PYTHONPATH"]})) for _ in range(3)]
             pack = seconds(lambda: there.pack(f"{root}/all.jsonl.xz"))
             spent["pack-attached"] = [seconds(lambda: Store(f"{root}/empty").attach(f"{root}/all.jsonl.xz")) for _ in range(3)]

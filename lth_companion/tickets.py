@@ -130,7 +130,7 @@ Ticket.apply = _apply
 Ticket.apply.__doc__ = 'Write the effective weights (and `rest`) into `model`, in place; a `TicketError` if they do not fit.'
 
 # %% ../nbs/00_tickets.ipynb #f58cf6e2
-_COMPACT = 'lth_companion.storage'      # the module of the other forms, and the key of their header in a file
+_COMPACT, _FORMS = 'lth_companion.storage', 'lth_companion.measures.storage'      # the key of the other forms' header in a file, and their module
 
 def _plain(ticket:Ticket) -> tuple[dict[str, Tensor], dict[str, str]]:
     tensors = {}
@@ -148,7 +148,7 @@ def _save(ticket:Ticket, path, form:str='plain', source=None) -> Path:
     from safetensors.torch import save
     if form == 'plain': tensors, meta = _plain(ticket)
     else:
-        tensors, header = importlib.import_module(_COMPACT).pack(ticket, form, source)
+        tensors, header = importlib.import_module(_FORMS).pack(ticket, form, source)
         meta = {_COMPACT: json.dumps(header)}
     path = Path(path); part = path.with_name(f'{path.name}.{os.getpid()}.part')    # two processes may keep the same ticket
     part.write_bytes(save(tensors, meta)); part.replace(path)
@@ -168,7 +168,7 @@ def _load(cls, path) -> Ticket:
     try:
         with safe_open(path, 'pt') as f:
             meta = f.metadata() or {}
-            if _COMPACT in meta: return importlib.import_module(_COMPACT).unpack({k: f.get_tensor(k) for k in f.keys()}, json.loads(meta[_COMPACT]))
+            if _COMPACT in meta: return importlib.import_module(_FORMS).unpack({k: f.get_tensor(k) for k in f.keys()}, json.loads(meta[_COMPACT]))
             if meta.get('format') != 'lth_companion.ticket' or meta.get('version') != '1':
                 raise TicketError(f'{path} is a safetensors file but no ticket of version 1; save tickets with ticket.save(path).')
             weights, rest = ({n: f.get_tensor(f'{part}/{n}') for n in _names(meta[key])} for part, key in (('weights', 'names'), ('rest', 'rest')))

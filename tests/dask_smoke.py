@@ -9,13 +9,13 @@ import argparse, os, pathlib, shutil, signal, subprocess, sys, tempfile, time
 
 from distributed import Client
 
-from lth_companion.reproduce import catalogue, read_provenance, select
-from lth_companion.trials import Store
+from lth_companion.lab.reproduce import catalogue, read_provenance, select
+from lth_companion.lab.trials import Store
 from test_clusters import Lab
 from test_trials import until
 
 ROOT = pathlib.Path(__file__).parent.parent
-LTH = [sys.executable, "-c", "from lth_companion.cli import main; raise SystemExit(main())"]
+LTH = [sys.executable, "-c", "from lth_companion.lab.cli import main; raise SystemExit(main())"]
 
 
 class Regenerated:

@@ -11,8 +11,8 @@ from typing import ClassVar
 
 import pandas as pd
 
-from lth_companion import clusters, trials as engine
-from lth_companion.trials import Store, Trial, unseal
+from lth_companion.lab import clusters, trials as engine
+from lth_companion.lab.trials import Store, Trial, unseal
 
 HERE = pathlib.Path(__file__).resolve().parent
 now = functools.partial(time.clock_gettime_ns, time.CLOCK_REALTIME)  # the clock of the files' times, whatever becomes of time.time
@@ -46,8 +46,8 @@ class Traced(Trial):
         return row
 
     def train(self):
-        from lth_companion.experiments import TicketTrial
-        from lth_companion.training import Recipe
+        from lth_companion.papers.learning_to_learn import TicketTrial
+        from lth_companion.training.loop import Recipe
         if self.data: tiny_data(self.data)
         trial = TicketTrial(data=self.data or "digits", scorer="magnitude", rounds="I-SS", levels=2, density=.1, seed=self.number,
                             recipe=Recipe(lr=.1, batch_size=64, max_epochs=2, patience=None))
@@ -56,9 +56,9 @@ class Traced(Trial):
 
 
     def lose(self):
-        from lth_companion import branches, experiments, searches, sparse_training
-        from lth_companion.dynamic import settings
-        from lth_companion.training import Recipe
+        from lth_companion.papers import weight_correlation as branches, learning_to_learn as experiments, weight_recycling as searches, granet as sparse_training
+        from lth_companion.methods.dynamic import settings
+        from lth_companion.training.loop import Recipe
         common = dict(data="digits", seed=self.number, recipe=Recipe(lr=1e9, momentum=.9, batch_size=64, max_epochs=3, patience=None))
         trial = [lambda: experiments.TicketTrial(scorer="snip", density=.1, **common), lambda: sparse_training.SparseTrial(dynamic=settings("RigL", .1, interval=3), **common),
                  lambda: branches.BranchTrial(**common), lambda: searches.SupermaskTrial(search=searches.settings_of("Edge-Popup", .3, 4), **common | dict(recipe=searches.search_recipe(4, 1e6)))][self.number % 4]()
@@ -102,7 +102,7 @@ if os.environ.get("FAULT_CLOCK"): bend_clock(pathlib.Path(os.environ["FAULT_CLOC
 def tiny_data(name, relabelled=0):
     "Make a data set of 200 small images known (its checksum too, if its name says so); the content, with the first labels changed."
     import torch
-    from lth_companion import data
+    from lth_companion.training import data
     x, y = (torch.arange(200 * 64).view(200, 1, 8, 8) * 7919 % 251).to(torch.uint8), torch.arange(200, dtype=torch.uint8) % 10
     content = {"train_x": x, "train_y": y.clone(), "test_x": 255 - x, "test_y": y}
     data.FACTS[name] = data.Facts(name, name, (1, 8, 8), (200, 200), 10, (.5,), (.5,), data.content_checksum(content) if name == "fault-known" else None)
@@ -112,7 +112,7 @@ def tiny_data(name, relabelled=0):
 
 def write_tiny_data(name, relabelled=0):
     "Put such a data set into the cache, whole and with a checksum of its own."
-    from lth_companion import data
+    from lth_companion.training import data
     content = tiny_data(name, relabelled)
     data.cache_folder().mkdir(parents=True, exist_ok=True)
     data._write(content, dataclasses.replace(data.facts(name), checksum=None), "made here", data.cache_path(name))
@@ -133,7 +133,7 @@ def sweep(root, runs, fields, count, workers):
     return f"{rows.attrs['ran']} run, {rows.attrs['cached']} cached"
 
 
-NOTEBOOK = """from lth_companion.reproduce import Notebook
+NOTEBOOK = """from lth_companion.lab.reproduce import Notebook
 from faults import Traced, tiny_data
 if data: tiny_data(data)
 here = Notebook("faults", {name!r}, tier=tier, device=device, workers=workers, out=out)
@@ -141,7 +141,7 @@ rows = here.run([Traced(number=n + {first}, seconds=seconds, real=real, diverge=
 here.table(rows.drop(columns="failed"), "rows")
 here.finish()"""
 PARAMETERS = 'tier: str = "smoke"\ndevice: str = "auto"\nworkers: int = 2\nout: str = ""\ncount: int = 14\nseconds: float = 0.1\nreal: bool = False\ndiverge: bool = False\ndata: str = ""'
-LTH = [sys.executable, "-c", "import sys, faults; from lth_companion.cli import main; sys.exit(main())"]
+LTH = [sys.executable, "-c", "import sys, faults; from lth_companion.lab.cli import main; sys.exit(main())"]
 
 
 # ---- where it runs

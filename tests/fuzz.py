@@ -14,23 +14,25 @@ import numpy as np
 import safetensors.torch
 import torch
 from pydantic import ValidationError
-from lth_companion import claims, clusters, data, reproduce, storage, training
-from lth_companion.dynamic import DropGrow, settings as dynamic_settings
-from lth_companion.experiments import TicketTrial
-from lth_companion.models import create
-from lth_companion.pruning import prune
-from lth_companion.scorers import ScoreError, magnitude
-from lth_companion.searches import SupermaskTrial
-from lth_companion.sparse_training import SparseTrial
-from lth_companion.stacking import Method, canonical, check_init, scorer
-from lth_companion.storage import Source
-from lth_companion.supermasks import Search, Supermask
+from lth_companion.lab import claims, clusters, reproduce
+from lth_companion.training import data, loop as training
+from lth_companion.measures import storage
+from lth_companion.methods.dynamic import DropGrow, settings as dynamic_settings
+from lth_companion.papers.learning_to_learn import TicketTrial
+from lth_companion.training.models import create
+from lth_companion.methods.pruning import prune
+from lth_companion.methods.scorers import ScoreError, magnitude
+from lth_companion.papers.weight_recycling import SupermaskTrial
+from lth_companion.papers.granet import SparseTrial
+from lth_companion.methods.stacking import Method, canonical, check_init, scorer
+from lth_companion.measures.storage import Source
+from lth_companion.methods.supermasks import Search, Supermask
 from lth_companion.tickets import Ticket, TicketError, generator, prunable
-from lth_companion.trials import Idle, Store, StoreError, _envelope, reason, seal, unseal
+from lth_companion.lab.trials import Idle, Store, StoreError, _envelope, reason, seal, unseal
 
 SECONDS, MEMORY = 5, 1 << 31  # for one input: seconds of CPU time, bytes of address space beyond those of the imports
 EXPECTED = r"The (pack|stored result|checkpoint) "  # warnings that readers document
-ROOT, storage_key = Path(__file__).parent.parent, "lth_companion.storage"
+ROOT, storage_key = Path(__file__).parent.parent, "lth_companion.measures.storage"
 TARGETS = {}
 
 def target(make): TARGETS[make.__name__.replace("_", "-")] = make; return make  # noqa: E702

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 from hypothesis import given, settings, strategies as st
 from scipy import stats
-from lth_companion import claims as c
-from lth_companion.reported import lookup, welch
+from lth_companion.lab import claims as c
+from lth_companion.lab.reported import lookup, welch
 
 numbers = st.floats(-20, 20).map(lambda x: round(x, 2))
 
@@ -154,7 +154,7 @@ BY_ID = {claim.id: claim for claim in LEDGER}
 
 @pytest.mark.parametrize("claim", [x for x in LEDGER if x.left and x.reported is not None], ids=lambda x: x.id)
 def test_reported_differences_are_those_of_the_table(claim):
-    from lth_companion.stacking import Method
+    from lth_companion.methods.stacking import Method
     sides = []
     for method in (claim.left, claim.right):
         m = Method.parse(method)

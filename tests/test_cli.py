@@ -8,11 +8,11 @@ import time
 
 import pytest
 
-from lth_companion.cli import main
+from lth_companion.lab.cli import main
 from test_reproduce import clone, write_notebook  # noqa: F401 (clone is a fixture)
 from test_trials import shown
 
-LTH = [sys.executable, "-c", "import sys; from lth_companion.cli import main; sys.exit(main())"]
+LTH = [sys.executable, "-c", "import sys; from lth_companion.lab.cli import main; sys.exit(main())"]
 COMMANDS = ["list", "run", "report", "doctor", "data status", "data fetch", "trials status", "trials show", "trials export", "trials clean"]
 
 
@@ -113,8 +113,8 @@ def test_list(clone, capsys, monkeypatch):
 
 
 def test_list_shows_a_plugin_of_this_folder(clone, capsys, monkeypatch):
-    from lth_companion import scorers
-    (clone.root / "my_scorer.py").write_text("import torch\nfrom lth_companion.scorers import register\n\n@register('mine', version=7)\n"
+    from lth_companion.methods import scorers
+    (clone.root / "my_scorer.py").write_text("import torch\nfrom lth_companion.methods.scorers import register\n\n@register('mine', version=7)\n"
         "def mine(model, batches, *, masks=None, mode='eval', generator=None):\n    from lth_companion.tickets import prunable\n    return {n: p.detach().abs() for n, p in prunable(model).items()}\n")
     monkeypatch.chdir(clone.root)
     monkeypatch.setenv("LTH_PLUGINS", "my_scorer")
@@ -138,7 +138,7 @@ def test_run_then_report(clone, capsys, monkeypatch):
 
     code, out, err = lth(capsys, "report", "--tier", "smoke")
     lines = out.splitlines()
-    from lth_companion.claims import VERDICTS
+    from lth_companion.lab.claims import VERDICTS
     assert code == 0 and lines and all(l.split("\t")[0] in VERDICTS and l.count("\t") == 8 for l in lines)
     assert sum(l.startswith("undecided\tlearning_to_learn/headline-0.005\t") for l in lines) == 1
     assert (clone.root / "figures/smoke/report.html").exists() and "report.html" in err

@@ -1,16 +1,16 @@
-"""Chapter 29: real Dask schedulers and workers, started by hand in processes of their own; real kills."""
+"""Chapter clusters: real Dask schedulers and workers, started by hand in processes of their own; real kills."""
 import os, pathlib, platform, re, signal, socket, stat, subprocess, sys, textwrap, time
 from concurrent.futures import CancelledError, ThreadPoolExecutor
 
 import pytest
 
 pytest.importorskip("distributed")
-from lth_companion import cli, clusters as C, trials as T
-from lth_companion.clusters import ClusterError, WorkerLost, connect, read_config, start
-from lth_companion.reproduce import read_provenance
-from lth_companion.searches import SupermaskTrial
-from lth_companion.sparse_training import SparseTrial
-from lth_companion.trials import Idle, run
+from lth_companion.lab import cli, clusters as C, trials as T
+from lth_companion.lab.clusters import ClusterError, WorkerLost, connect, read_config, start
+from lth_companion.lab.reproduce import read_provenance
+from lth_companion.papers.weight_recycling import SupermaskTrial
+from lth_companion.papers.granet import SparseTrial
+from lth_companion.lab.trials import Idle, run
 from test_cli import lth
 from test_reproduce import clone  # noqa: F401 (clone is a fixture)
 from test_searches import BASE, settings as search_settings
@@ -106,8 +106,8 @@ def test_one_thread_and_the_same_store(two, tmp_path):
     assert not list((tmp_path / "s").glob("*.tmp")) or two.probe.exists()
 
 
-TRAINS = """from lth_companion.reproduce import Notebook
-from lth_companion.sparse_training import SparseTrial
+TRAINS = """from lth_companion.lab.reproduce import Notebook
+from lth_companion.papers.granet import SparseTrial
 here = Notebook("learning_to_learn", "01_tiny", tier=tier, workers=workers, out=out)
 rows = here.run([SparseTrial(data="digits", width=.2, recipe=dict(max_epochs=3, patience=None), scorer="snip", density=d, seed=s) for d in (.1, .2) for s in (0, 1)])"""
 SHOWS = """from matplotlib.figure import Figure
@@ -285,7 +285,7 @@ def test_a_worker_with_other_code_is_refused(lab, tmp_path, monkeypatch, name, v
 def test_a_worker_older_than_its_files_is_started_anew(lab, tmp_path):
     def grow_old():
         "Runs on a worker: it remembers other code than is in its files."
-        import lth_companion.clusters as there
+        import lth_companion.lab.clusters as there
         there.facts()["lth_companion"] = "an older one"  # the cached dict itself
     with together(lab.address, 2, root=tmp_path) as there: before = set(pids(there))
     with together(lab.address, 2, root=tmp_path) as there: there.client.run(grow_old)

@@ -2,12 +2,12 @@
 import itertools
 import pytest, torch
 from apart import as_near
-from lth_companion import data as datasets
-from lth_companion.cohorts import block_units, coarse, engine, live, padded, train_cohort
-from lth_companion.models import MLP, create, initialise
-from lth_companion.pruning import prune
+from lth_companion.training import data as datasets
+from lth_companion.training.cohorts import block_units, coarse, engine, live, padded, train_cohort
+from lth_companion.training.models import MLP, create, initialise
+from lth_companion.methods.pruning import prune
 from lth_companion.tickets import Ticket, TicketError, generator, prunable
-from lth_companion.training import Recipe, train
+from lth_companion.training.loop import Recipe, train
 
 class Pictures:
     "A small data set of the data chapter's interface, 28x28: LeNet-300-100 on it trains 500 steps in a moment."

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from lth_companion.data import fetch
+from lth_companion.training.data import fetch
 from lth_companion.tickets import Ticket
 
 ROOT = Path(__file__).parent.parent
@@ -38,8 +38,8 @@ def test_it_computes_lamp_and_stacks(workshop):
     code = '''
 import torch
 from torch import nn
-from lth_companion.stacking import scorer
-from lth_companion.pruning import prune
+from lth_companion.methods.stacking import scorer
+from lth_companion.methods.pruning import prune
 torch.manual_seed(0)
 net = nn.Sequential(nn.Linear(6, 4), nn.ReLU(), nn.Linear(4, 3))
 batches = [(torch.randn(8, 6), torch.randint(3, (8,)))]

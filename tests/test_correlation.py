@@ -3,7 +3,7 @@ import itertools, math, re
 import numpy as np, pytest, torch
 from hypothesis import given, settings, strategies as st
 from scipy import stats
-from lth_companion.correlation import Overlap, OverlapError, cosine, hamming, intersection_law, jaccard, matching, overlap, pearson, sign_agreement
+from lth_companion.measures.correlation import Overlap, OverlapError, cosine, hamming, intersection_law, jaccard, matching, overlap, pearson, sign_agreement
 from lth_companion.selection import SelectionError
 from lth_companion.tickets import generator
 

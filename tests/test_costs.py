@@ -5,10 +5,10 @@ import torch.nn.functional as F
 from hypothesis import given, settings, strategies as st
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
-from lth_companion.costs import (CostError, dense_flops, inference_flops, positions, scoring_flops, sizes, training_flops,
+from lth_companion.training.costs import (CostError, dense_flops, inference_flops, positions, scoring_flops, sizes, training_flops,
                                  training_multiple)
-from lth_companion.data import import_torchvision
-from lth_companion.models import MODELS, create, layer_shapes
+from lth_companion.training.data import import_torchvision
+from lth_companion.training.models import MODELS, create, layer_shapes
 from lth_companion.selection import count, erk
 from lth_companion.tickets import Ticket, generator, prunable
 
@@ -49,7 +49,7 @@ def test_a_filter_removed_by_hand():
 
 # ---------------------------------------------------------------- torch's counter
 
-@pytest.mark.parametrize("name", sorted(n for n, f in MODELS.items() if f.__module__ == "lth_companion.models"))
+@pytest.mark.parametrize("name", sorted(n for n, f in MODELS.items() if f.__module__ == "lth_companion.training.models"))
 def test_every_model_against_torch(name):
     net = on_meta(lambda: create(name, (3, 32, 32)))
     assert dense_flops(net, (3, 32, 32)) == counted(lambda: net(torch.empty(1, 3, 32, 32, device="meta")))

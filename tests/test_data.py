@@ -8,8 +8,8 @@ import torch
 from hypothesis import given, settings, strategies as st
 from safetensors import safe_open
 
-from lth_companion import data
-from lth_companion.data import DataError, Facts, fetch, load, status
+from lth_companion.training import data
+from lth_companion.training.data import DataError, Facts, fetch, load, status
 from lth_companion.tickets import generator
 
 OFFICIAL_TEST_COUNTS = [980, 1135, 1032, 1010, 982, 892, 958, 1028, 974, 1009]
@@ -93,7 +93,7 @@ def test_torchvision_layout_gives_the_same_content(folders, tmp_path, monkeypatc
     write_idx_folder(own/'MNIST'/'raw', (real.train_x.numpy(), real.train_y.numpy()), (real.test_x.numpy(), real.test_y.numpy()))
     before = {p: (p.stat().st_mtime_ns, p.stat().st_size) for p in own.rglob('*')}
     # two processes that fetch at once into one empty cache
-    code = "from lth_companion.data import fetch; row = fetch('mnist'); assert row['here'], row; print(row['checksum'])"
+    code = "from lth_companion.training.data import fetch; row = fetch('mnist'); assert row['here'], row; print(row['checksum'])"
     both = [subprocess.Popen([sys.executable, '-c', code], env=os.environ | {'LTH_CACHE': str(cache)}, stdout=subprocess.PIPE, text=True) for _ in range(2)]
     assert [p.communicate(timeout=120)[0].strip() for p in both] == [real.checksum] * 2 and not any(p.returncode for p in both)
     assert [p.name for p in cache.iterdir()] == ['mnist.safetensors']
@@ -468,7 +468,7 @@ def test_batch_with_augmentation():
 
 
 def test_torchvision_is_imported_lazily_and_works():
-    code = ("import sys, lth_companion.data as d; assert not {'torchvision', 'sklearn', 'PIL'} & set(sys.modules); "
+    code = ("import sys, lth_companion.training.data as d; assert not {'torchvision', 'sklearn', 'PIL'} & set(sys.modules); "
             "print(d.import_torchvision().transforms.functional.hflip.__name__)")
     assert subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, timeout=120).stdout.strip() == 'hflip'
 

@@ -3,14 +3,14 @@ import copy, itertools, json, math, time, warnings
 from dataclasses import replace
 import numpy as np, pytest, torch
 from hypothesis import given, settings as budget, strategies as st
-from lth_companion import data as datasets
-from lth_companion.correlation import Overlap, OverlapError, hamming, jaccard, matching
-from lth_companion.diversity import (DiversityError, barrier, by_layer, disagreement, distances, embed, ensemble, independent_disagreement, interpolated, logits, pair,
+from lth_companion.training import data as datasets
+from lth_companion.measures.correlation import Overlap, OverlapError, hamming, jaccard, matching
+from lth_companion.measures.diversity import (DiversityError, barrier, by_layer, disagreement, distances, embed, ensemble, independent_disagreement, interpolated, logits, pair,
                                      path, published_jaccard, random_distance, random_scores, within_deciles)
-from lth_companion.models import create
-from lth_companion.supermasks import Supermask, search, top_scores
+from lth_companion.training.models import create
+from lth_companion.methods.supermasks import Supermask, search, top_scores
 from lth_companion.tickets import generator, prunable
-from lth_companion.training import Recipe, evaluate
+from lth_companion.training.loop import Recipe, evaluate
 
 quick = budget(max_examples=50)
 bits = st.lists(st.tuples(st.booleans(), st.booleans(), st.integers(0, 6)), min_size=1, max_size=40)      # kept by a, kept by b, magnitude

@@ -4,7 +4,7 @@ import ast, ctypes, os, pathlib, re, resource, shutil, signal, subprocess, sys, 
 import pytest
 import typer
 
-from lth_companion import cli
+from lth_companion.lab import cli
 
 ROOT = pathlib.Path(__file__).parent.parent
 SITE = pathlib.Path(typer.__file__).parent.parent  # of all packages
@@ -16,7 +16,7 @@ def run(*args, path=(), python=sys.executable, cwd=ROOT, start=(), library=ROOT,
     "(exit code, stdout, stderr) of `lth args` in a process of its own; `path` comes first on PYTHONPATH, `library` last; capitals are variables."
     variables = {k: str(options.pop(k)) for k in list(options) if k.isupper()}
     clean = {k: v for k, v in os.environ.items() if not k.startswith("LTH_")}
-    done = subprocess.run([*start, python, "-m", "lth_companion.cli", *map(str, args)], cwd=cwd, capture_output=True, text=True,
+    done = subprocess.run([*start, python, "-m", "lth_companion.lab.cli", *map(str, args)], cwd=cwd, capture_output=True, text=True,
                           env=clean | {"PYTHONPATH": os.pathsep.join(map(str, [*path, library]))} | variables, **options)
     assert "Traceback" not in done.stderr and done.returncode >= 0, done.stderr
     return done.returncode, done.stdout, done.stderr
@@ -187,7 +187,7 @@ def test_a_disk_that_is_full_or_read_only(clone, quick, prepare, says):
 # ---- locks
 
 def test_a_lock(tmp_path, quick):
-    code = "import sys, time; from lth_companion.trials import Idle, Store; s = Store(sys.argv[1]); s.check_writable(); s.claim(Idle(number=1)); print('has it', flush=True); time.sleep(600)"
+    code = "import sys, time; from lth_companion.lab.trials import Idle, Store; s = Store(sys.argv[1]); s.check_writable(); s.claim(Idle(number=1)); print('has it', flush=True); time.sleep(600)"
     look = lambda: doctor(path=[quick], LTH_RUNS=tmp_path / "s")[1].get("claims", "")
     assert look() == ""
     with subprocess.Popen([sys.executable, "-c", code, tmp_path / "s"], stdout=subprocess.PIPE, text=True, env=os.environ | {"PYTHONPATH": str(ROOT)}) as holder:

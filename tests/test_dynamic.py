@@ -4,12 +4,12 @@ from fractions import Fraction
 import numpy as np, pytest, torch
 from hypothesis import given, settings as budget, strategies as st
 from torch import nn
-from lth_companion import data as datasets
-from lth_companion.dynamic import METHODS, Clock, DropGrow, Dynamic, DynamicError, initial_counts, images_until, initial_masks, segments, settings, sparse_train
-from lth_companion.models import create, initialise
+from lth_companion.training import data as datasets
+from lth_companion.methods.dynamic import METHODS, Clock, DropGrow, Dynamic, DynamicError, initial_counts, images_until, initial_masks, segments, settings, sparse_train
+from lth_companion.training.models import create, initialise
 from lth_companion.selection import SelectionError, apportion
 from lth_companion.tickets import generator, prunable
-from lth_companion.training import Recipe, optimizer, step, train
+from lth_companion.training.loop import Recipe, optimizer, step, train
 
 SGD = Recipe(lr=.05, momentum=.9, nesterov=True, weight_decay=5e-4, batch_size=8, max_epochs=1, patience=None)
 

@@ -1,12 +1,13 @@
 "The thesis's kind of trial: what defines it, that it repeats itself, and that each quirk has its switch."
 import json, pathlib, platform
 import pytest, torch
-from lth_companion import experiments, trials as engine
-from lth_companion.experiments import CLEAN, TicketTrial, find_masks, level_densities, make_ticket, thesis, thesis_size
-from lth_companion.scorers import ScoreError
+from lth_companion.papers import learning_to_learn as experiments
+from lth_companion.lab import trials as engine
+from lth_companion.papers.learning_to_learn import CLEAN, TicketTrial, find_masks, level_densities, make_ticket, thesis, thesis_size
+from lth_companion.methods.scorers import ScoreError
 from lth_companion.tickets import generator
-from lth_companion.training import Recipe
-from lth_companion.trials import Store, run
+from lth_companion.training.loop import Recipe
+from lth_companion.lab.trials import Store, run
 
 SHORT = Recipe(max_epochs=3, patience=None)
 HERE = pathlib.Path(__file__).parent
@@ -127,7 +128,7 @@ def test_levels_are_linear_and_the_last_prunes_most():
     assert [b / a for a, b in zip(e, e[1:])] == pytest.approx([.8] * 9)
 
 def test_the_last_level_is_rewound_only_when_asked():
-    from lth_companion.experiments import run_levels
+    from lth_companion.papers.learning_to_learn import run_levels
     faithful = on_digits("standard magnitude I-SS", .1, levels=2)
     _, t, _, notes = run_levels(faithful)
     _, r, _, _ = run_levels(faithful.model_copy(update={"last_rewind": True}))
@@ -152,7 +153,7 @@ def test_a_bad_trial_is_refused_in_one_sentence():
         with pytest.raises(ValueError, match=word): TicketTrial(**fields)
 
 def test_a_plugin_scorer_enters_the_hash_by_its_source(tmp_path):
-    from lth_companion.scorers import SCORERS, register
+    from lth_companion.methods.scorers import SCORERS, register
     @register("probe-scorer")
     def probe(model, batches=None): return {n: p.detach() for n, p in experiments.prunable(model).items()}
     try:

@@ -6,10 +6,11 @@ import pytest
 
 import faults
 from faults import FAULTS, Lab, NotHere, Traced, inject, kept_promise
-from lth_companion import claims, experiments, plots, reported, trials as engine
-from lth_companion.cli import main
-from lth_companion.reproduce import disk_mend, read_provenance
-from lth_companion.trials import Store, run
+from lth_companion.lab import claims, plots, reported, trials as engine
+from lth_companion.papers import learning_to_learn as experiments
+from lth_companion.lab.cli import main
+from lth_companion.lab.reproduce import disk_mend, read_provenance
+from lth_companion.lab.trials import Store, run
 from test_reproduce import RUN, SHOW, START, TRIALS, clone, write_notebook  # noqa: F401 (clone is a fixture)
 
 SMALL = {"scheduler": dict(lth=True, notebooks=2, count=6), "nan": dict(diverge=True, count=4, workers=1)}
@@ -151,7 +152,7 @@ def test_what_diverged_is_listed_beside_the_tables(clone):
 def test_a_run_ends_with_its_cluster(clone, capsys, monkeypatch):
     "The later notebooks are not begun: each would fail by itself."
     for name in ("02_other", "03_other"): write_notebook(clone.notebook.with_name(f"{name}.ipynb"), START.replace("01_tiny", name), RUN, "here.finish()")
-    clone.write(START, "from lth_companion.clusters import ClusterError\nraise ClusterError('The scheduler is gone: start it again, and give the same command')")
+    clone.write(START, "from lth_companion.lab.clusters import ClusterError\nraise ClusterError('The scheduler is gone: start it again, and give the same command')")
     assert main(["run", "--repo", str(clone.root), "--workers", "1"]) == 1
     out, err = capsys.readouterr()
     assert out.count("failed") == 1 and "02_other" not in out and "The scheduler is gone" in err

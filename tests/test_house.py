@@ -10,8 +10,9 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
 ROOT = Path(__file__).parent.parent
-CHAPTERS = sorted((ROOT/'nbs').glob('[0-9][0-9]_*.ipynb'))
-PAPERS = sorted((ROOT/'nbs'/'papers').glob('*/[0-9][0-9]_*.ipynb'))
+FLOORS = ('', 'training', 'methods', 'measures', 'lab', 'papers')      # each imports from itself and those before it
+CHAPTERS = [p for floor in FLOORS for p in sorted((ROOT/'nbs'/floor).glob('*/00_*.ipynb' if floor == 'papers' else '[0-9][0-9]_*.ipynb'))]
+PAPERS = sorted(p for p in (ROOT/'nbs'/'papers').glob('*/[0-9][0-9]_*.ipynb') if not p.name.startswith('00_'))      # 00_ holds a paper's module
 MODULES = sorted(p for p in (ROOT/'lth_companion').rglob('*.py') if not p.name.startswith('_'))
 named = dict(ids=lambda p: f'{p.parent.name}/{p.stem}')
 
@@ -112,26 +113,41 @@ def test_modules_are_what_the_notebooks_export(tmp_path):
     for part in ('nbs', 'lth_companion', 'settings.ini', 'pyproject.toml'):
         if (ROOT/part).is_dir(): shutil.copytree(ROOT/part, tmp_path/part, ignore=shutil.ignore_patterns('__pycache__', '.ipynb_checkpoints'))
         else: shutil.copy(ROOT/part, tmp_path/part)
-    for module in (tmp_path/'lth_companion').glob('*.py'): module.unlink()   # one that no notebook exports does not come back
+    for module in (tmp_path/'lth_companion').rglob('*.py'):
+        if module.name != '__init__.py': module.unlink()   # one that no notebook exports does not come back
     subprocess.run([sys.executable, '-c', 'from nbdev.doclinks import nbdev_export; nbdev_export()'], cwd=tmp_path, check=True, timeout=120)
     here, there = (ROOT/'lth_companion', tmp_path/'lth_companion')
-    names = {p.name for folder in (here, there) for p in folder.glob('*.py')}
+    names = {str(p.relative_to(folder)) for folder in (here, there) for p in folder.rglob('*.py')}
     _, different, missing = filecmp.cmpfiles(here, there, names, shallow=False)
     assert not different + missing, f'run nbdev_export: {", ".join(sorted(different + missing))} is not what nbs/ exports'
     assert filecmp.cmp(ROOT/'pyproject.toml', tmp_path/'pyproject.toml', shallow=False), 'run nbdev_export: pyproject.toml'
 
 
-def test_init_re_exports_nothing():
-    body = ast.parse((ROOT/'lth_companion'/'__init__.py').read_text()).body
-    assert [ast.unparse(node) for node in body] == [f"__version__ = '{settings()['version']}'"]
+FACE = """Ticket prunable keep_top erk uniform random magnitude snip grasp synflow SCORERS register scorer stack once saw prune
+Recipe train evaluate imp sparse_train settings Supermask search overlap jaccard""".split()
 
 
-def imported(tree):
-    "(module, names) of every import in a tree; relative ones as lth_companion.*"
+def test_the_face_has_the_names_that_others_rely_on():
+    import lth_companion
+    assert lth_companion.__all__ == FACE and set(FACE) <= set(dir(lth_companion))
+    for name in FACE: assert getattr(lth_companion, name).__module__.startswith('lth_companion.') if name != 'SCORERS' else 'snip' in lth_companion.SCORERS
+    with pytest.raises(AttributeError, match="has no 'tickts'"): lth_companion.tickts
+
+
+def test_the_face_is_light():
+    "Nothing of torch is loaded before a name is used; in the best of three starts under a tenth of a second."
+    code = "import sys, time; t = time.perf_counter(); import lth_companion; print(time.perf_counter() - t); assert not {'torch', 'numpy', 'pydantic'} & set(sys.modules)"
+    took = [float(subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, check=True).stdout) for _ in range(3)]
+    assert min(took) < .1, took
+
+
+def imported(path):
+    "(module, names) of every import in the module at `path`; relative ones as lth_companion.*"
+    here, tree = path.relative_to(ROOT).parts[:-1], ast.parse(path.read_text())
     for node in ast.walk(tree):
         if isinstance(node, ast.Import): yield from ((alias.name, []) for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
-            base = '.'.join(filter(None, ['lth_companion', node.module])) if node.level else node.module
+            base = '.'.join(filter(None, [*here[:len(here) + 1 - node.level], node.module])) if node.level else node.module
             yield base, [alias.name for alias in node.names]
 
 
@@ -139,7 +155,7 @@ def imported(tree):
 def test_nothing_is_unpickled(path):
     tree = ast.parse(path.read_text())
     banned = {'cPickle', '_pickle', 'dill', 'cloudpickle', 'shelve', 'marshal'} | ({'pickle'} if path.stem != 'data' else set())
-    assert not {name.split('.')[0] for name, _ in imported(tree)} & banned
+    assert not {name.split('.')[0] for name, _ in imported(path)} & banned
     called = [ast.unparse(node) for node in ast.walk(tree) if isinstance(node, (ast.Attribute, ast.keyword))]
     for text in called:
         assert not re.fullmatch(r'(torch|pickle|joblib)\.(load|loads)', text) and text != 'allow_pickle=True', text
@@ -159,21 +175,30 @@ def exported_as(path):
 
 def test_chapters_and_modules_match():
     assert len(CHAPTERS) >= 10
-    assert sorted(map(exported_as, CHAPTERS)) == sorted(p.stem for p in MODULES if p.parent == ROOT/'lth_companion')
-    numbers = [p.name[:2] for p in CHAPTERS]
+    assert sorted(map(exported_as, CHAPTERS)) == sorted('.'.join(p.relative_to(ROOT/'lth_companion').with_suffix('').parts) for p in MODULES)
+    numbers = [(p.parent, p.name[:2]) for p in CHAPTERS if 'papers' not in p.parts]
     assert len(numbers) == len(set(numbers))
+    for p in CHAPTERS:
+        floor, _, name = exported_as(p).rpartition('.')
+        assert p.parent.relative_to(ROOT/'nbs').parts[:1] == ((floor,) if floor else ()) and (floor == 'papers' or p.stem[3:] == name), f'{p} exports {exported_as(p)}'
+
+
+def own(path):
+    "The modules of ours that a module imports, by their dotted names below lth_companion."
+    known, found = {exported_as(p) for p in CHAPTERS}, set()
+    for name, names in imported(path):
+        if name and (name + '.').startswith('lth_companion.'):
+            inside = name.removeprefix('lth_companion').lstrip('.')
+            found |= {inside} & known | {'.'.join(filter(None, [inside, n])) for n in names} & known
+    return found
 
 
 @pytest.mark.parametrize('path', CHAPTERS, **named)
-def test_chapter_imports_only_earlier_ones(path):
-    order = [exported_as(p) for p in CHAPTERS]
-    mine = order.index(exported_as(path))
-    tree = ast.parse((ROOT/'lth_companion'/f'{order[mine]}.py').read_text())
-    uses = set()
-    for name, names in imported(tree):
-        if name == 'lth_companion': uses |= set(names)
-        elif name and name.startswith('lth_companion.'): uses.add(name.split('.')[1])
-    late = {u for u in uses if u in order and order.index(u) >= mine}
+def test_a_module_imports_its_own_floor_and_those_below(path):
+    "In the order of the floors, and on a floor in the order of its notebooks."
+    order, mine = [exported_as(p) for p in CHAPTERS], exported_as(path)
+    late = {u for u in own(ROOT/'lth_companion'/f"{mine.replace('.', '/')}.py") if order.index(u) >= order.index(mine)}
+    if mine.startswith('papers.'): late = {u for u in late if not u.startswith('papers.')}      # these have no order among themselves
     assert not late, f'{path.name} imports {late}, which come later'
 
 

@@ -9,9 +9,9 @@ import torch.distributed as dist
 import torch.multiprocessing as mp
 from PIL import Image
 
-from lth_companion import imagenet as I
-from lth_companion.costs import positions
-from lth_companion.dynamic import DropGrow, initial_masks, settings
+from lth_companion.papers import granet_imagenet as I
+from lth_companion.training.costs import positions
+from lth_companion.methods.dynamic import DropGrow, initial_masks, settings
 from lth_companion.tickets import Ticket, prunable
 
 ROOT = Path(__file__).parent.parent
@@ -165,7 +165,7 @@ def torchrun(*args):
 @pytest.fixture(scope='module')
 def finished(data, tmp_path_factory):
     out = tmp_path_factory.mktemp('finished')
-    done = torchrun('-m', 'lth_companion.imagenet', *words(data, out))
+    done = torchrun('-m', 'lth_companion.papers.granet_imagenet', *words(data, out))
     assert not done.returncode, done.stderr
     return out, done.stdout, json.loads((out/'result.json').read_text())
 
@@ -208,7 +208,7 @@ def test_killed_after_an_epoch_the_same_command_ends_with_the_same_file(finished
     "Rank 0 is killed once it has written its first checkpoint; torchrun starts both ranks again with the same command."
     script, out = tmp_path/'killed.py', tmp_path/'out'
     script.write_text("""import os, signal, sys
-from lth_companion import imagenet as I
+from lth_companion.papers import granet_imagenet as I
 say, first = I.say, os.environ['TORCHELASTIC_RESTART_COUNT'] == '0'
 def last_words(line):
     say(line)

@@ -4,15 +4,17 @@ import pytest, torch
 from hypothesis import given, settings, strategies as st
 from torch.nn.utils import prune as reference
 from apart import SLACK, as_near_as_seeds
-from lth_companion import branches, data as datasets, trials as engine
-from lth_companion.branches import BranchTrial, below, dense, make_ticket, network, rewound, trained
-from lth_companion.cohorts import train_cohort
-from lth_companion.imp import admm, branch, check_rate, cut, imp, shuffle_masks, smart_masks, spared
-from lth_companion.models import ModelError, create
+from lth_companion.papers import weight_correlation as branches
+from lth_companion.training import data as datasets
+from lth_companion.lab import trials as engine
+from lth_companion.papers.weight_correlation import BranchTrial, below, dense, make_ticket, network, rewound, trained
+from lth_companion.training.cohorts import train_cohort
+from lth_companion.methods.imp import admm, branch, check_rate, cut, imp, shuffle_masks, smart_masks, spared
+from lth_companion.training.models import ModelError, create
 from lth_companion.selection import SelectionError
 from lth_companion.tickets import Ticket, TicketError, generator, prunable
-from lth_companion.training import Recipe, train
-from lth_companion.trials import Store, run
+from lth_companion.training.loop import Recipe, train
+from lth_companion.lab.trials import Store, run
 
 FEW = Recipe(lr=.1, momentum=.9, batch_size=128, max_epochs=3, patience=None)
 def small(**fields): return BranchTrial(**(dict(data="digits", width=.1, recipe=FEW) | fields))
@@ -113,7 +115,7 @@ def test_augmented_runs_see_the_same_crops_after_rewinding():
     assert half.ticket.digest == whole.ticket.digest
 
 def test_batch_norm_statistics_travel_with_a_ticket(tmp_path):
-    from lth_companion.training import evaluate
+    from lth_companion.training.loop import evaluate
     data = Colours()
     make = lambda: create("resnet-20", data.shape, 10, generator(0, "init"), width=.125)
     result = train(make(), data, Recipe(lr=.05, momentum=.9, max_epochs=1, patience=None, batch_size=32))
@@ -197,8 +199,8 @@ def test_a_diverged_run_is_a_result_and_is_trained_once(tmp_path, monkeypatch):
 
 SWEEP = """
     import os, sys
-    from lth_companion import branches
-    from lth_companion.trials import Store, run
+    from lth_companion.papers import weight_correlation as branches
+    from lth_companion.lab.trials import Store, run
     plain = branches._train_level
     def counted(t):
         out = plain(t)
@@ -309,7 +311,7 @@ def test_bad_input(bad, said):
 
 @pytest.mark.parametrize("p", [0, -1, 1.5, math.nan])
 def test_a_bad_p(p):
-    from lth_companion.correlation import overlap
+    from lth_companion.measures.correlation import overlap
     w = Ticket.of(network(small())).weights
     with pytest.raises(SelectionError, match="p of R_p"): overlap(w, w, p)
 

@@ -5,10 +5,10 @@ import pytest, torch
 import torch.nn.functional as F
 from hypothesis import given, settings, strategies as st
 from torch import nn
-from lth_companion.data import import_torchvision
-from lth_companion.models import (MLP, MODELS, ModelError, ConvNet, cifar_resnet, create, first_layer, layer_shapes,
+from lth_companion.training.data import import_torchvision
+from lth_companion.training.models import (MLP, MODELS, ModelError, ConvNet, cifar_resnet, create, first_layer, layer_shapes,
                                   register_model)
-from lth_companion.scorers import grasp, snip, synflow
+from lth_companion.methods.scorers import grasp, snip, synflow
 from lth_companion.tickets import generator, prunable
 
 IMAGE = (3, 32, 32)
@@ -22,7 +22,7 @@ def total(model): return sum(p.numel() for p in model.parameters())
 def weights(model): return sum(map(prod, layer_shapes(model).values()))
 def full(name, shape=IMAGE, classes=10): return on_meta(lambda: MODELS[name](shape, classes))
 
-def test_the_models_are_these(): assert sorted(set(NAMES)) == sorted(n for n, f in MODELS.items() if f.__module__ == "lth_companion.models")
+def test_the_models_are_these(): assert sorted(set(NAMES)) == sorted(n for n, f in MODELS.items() if f.__module__ == "lth_companion.training.models")
 
 # ---------------------------------------------------------------- counts
 

@@ -4,7 +4,7 @@ import matplotlib
 import numpy as np
 import pandas as pd
 import pytest
-from lth_companion import plots as p
+from lth_companion.lab import plots as p
 
 def rows():
     rng = np.random.default_rng(0)
@@ -53,7 +53,7 @@ def test_saving_again_or_after_showing_changes_nothing(tmp_path, name):
     for again, stem in ((fig, "deep/er/a"), (shown, "shown")): assert first == [path.read_bytes() for path in p.savefig(again, tmp_path / stem)]
 
 def test_no_global_state(tmp_path):
-    code = "; ".join(["import sys, matplotlib, matplotlib.pyplot as plt, lth_companion.plots, test_plots", "b = dict(matplotlib.rcParams), plt.get_backend()",
+    code = "; ".join(["import sys, matplotlib, matplotlib.pyplot as plt, lth_companion.lab.plots, test_plots", "b = dict(matplotlib.rcParams), plt.get_backend()",
         "test_plots.digests(sys.argv[1])", "assert (dict(matplotlib.rcParams), plt.get_backend()) == b", "assert plt.get_fignums() == []"])
     env = os.environ | {"PYTHONPATH": os.pathsep.join([str(pathlib.Path(__file__).parent), str(pathlib.Path(p.__file__).parents[1])])}
     done = subprocess.run([sys.executable, "-c", code, str(tmp_path)], capture_output=True, text=True, env=env)

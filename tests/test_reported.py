@@ -3,7 +3,7 @@ import math, pathlib
 import numpy as np
 import pandas as pd
 import pytest
-from lth_companion import reported as r
+from lth_companion.lab import reported as r
 
 KEYS = ["init", "scorer", "rounds", "density"]
 

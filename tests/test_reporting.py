@@ -3,10 +3,10 @@ import json, os, pathlib, signal, subprocess, sys, time
 
 import pytest
 
-from lth_companion import trials as T
-from lth_companion.cli import main
-from lth_companion.reproduce import Interrupted
-from lth_companion.trials import Idle, Store, Trial, run
+from lth_companion.lab import trials as T
+from lth_companion.lab.cli import main
+from lth_companion.lab.reproduce import Interrupted
+from lth_companion.lab.trials import Idle, Store, Trial, run
 from test_cli import LTH, lth
 from test_reproduce import clone, write_notebook  # noqa: F401 (clone is a fixture)
 from test_trials import HERE, hold, logged, quiet, release, shown, until

@@ -12,13 +12,13 @@ import nbformat
 import papermill
 import pytest
 
-from lth_companion import reproduce
-from lth_companion.reproduce import (Notebook, ReproduceError, Settings, catalogue, execute, inspect, pack_path, read_params,
+from lth_companion.lab import reproduce
+from lth_companion.lab.reproduce import (Notebook, ReproduceError, Settings, catalogue, execute, inspect, pack_path, read_params,
                                      read_provenance, report, report_lines, report_page, select, write_table)
 
 TRIALS = '''
 import os, time
-from lth_companion.trials import Trial
+from lth_companion.lab.trials import Trial
 
 class Tiny(Trial):
     kind = "tiny"
@@ -47,7 +47,7 @@ xs: list[int] = [0, 1]
 scale: float = 1.0
 limit: int | None = None
 sleep: float = 0.0'''
-START = '''from lth_companion.reproduce import Notebook
+START = '''from lth_companion.lab.reproduce import Notebook
 from tiny_trials import Tiny
 here = Notebook("learning_to_learn", "01_tiny", tier=tier, device=device, workers=workers, out=out)'''
 RUN = "rows = here.run([Tiny(x=x, seed=s, sleep=sleep) for x in xs for s in (seeds or [100, 101])])"
@@ -220,7 +220,7 @@ def test_failing_trials_fail_the_notebook_and_keep_the_others(clone):
 
 def test_kill_9_then_the_same_command(clone, tmp_path):
     """A sweep killed in the middle goes on where it was; its table equals an uninterrupted one's, byte for byte."""
-    command = [sys.executable, "-c", "import sys; from lth_companion.cli import main; sys.exit(main())", "run", "learning/01", "--repo", str(clone.root),
+    command = [sys.executable, "-c", "import sys; from lth_companion.lab.cli import main; sys.exit(main())", "run", "learning/01", "--repo", str(clone.root),
                "-p", "xs=0,1,2,3,4,5,6,7,8,9", "-p", "sleep=0.5", "--workers", "2"]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, start_new_session=True)
     deadline = time.time() + 90
@@ -254,7 +254,7 @@ def test_a_pack_makes_a_fresh_clone_train_nothing(clone, tmp_path, monkeypatch):
     write_notebook(clone.notebook.with_name("02_other.ipynb"), other, "rows = here.run([Tiny(x=7), Tiny(x=0, seed=100)])", "here.finish()")
     entry = catalogue(clone.root)[1]
     assert execute(entry, Settings(clone.root, tier="laptop", workers=1)).state == "done" and len(clone.ran()) == 5
-    from lth_companion.trials import read_pack
+    from lth_companion.lab.trials import read_pack
     assert len(read_pack(pack)) == 5
     clone.execute(["xs=0,9"], tier="laptop")                          # x=1 is used by nobody now; x=0 and x=7 are
     assert len(read_pack(pack)) == 2 + 2 + 1

@@ -4,10 +4,10 @@ import pytest, torch
 import torch.nn.functional as F
 from hypothesis import given, settings, strategies as st
 from torch import nn
-from lth_companion.models import create
-from lth_companion.pruning import prune
-from lth_companion.scorers import SCORERS, ScoreError, grasp, lookup, magnitude, random, register, snip, synflow
-from lth_companion.stacking import Method, canonical, once, scorer, stack
+from lth_companion.training.models import create
+from lth_companion.methods.pruning import prune
+from lth_companion.methods.scorers import SCORERS, ScoreError, grasp, lookup, magnitude, random, register, snip, synflow
+from lth_companion.methods.stacking import Method, canonical, once, scorer, stack
 from lth_companion.tickets import generator, prunable
 
 class Net(nn.Module):

@@ -4,16 +4,17 @@ from itertools import combinations
 import numpy as np, pytest, torch
 from hypothesis import given, settings as few_examples, strategies as st
 from apart import SLACK, as_near_as_seeds
-from lth_companion import searches as S, trials as engine
-from lth_companion.branches import network
-from lth_companion.diversity import disagreement, distances, ensemble, independent_disagreement, logits, pair, path, random_scores
-from lth_companion.experiments import _load
-from lth_companion.searches import MAIN, METHODS, EnsembleTrial, SearchSetting, SupermaskTrial, ensemble_trial, member_seed, packed, recycling_settings, search_recipe, search_trial, settings_of, table_searches, trained_trial, unpacked, weight_facts
-from lth_companion.storage import Source, bits, possible
-from lth_companion.supermasks import Search, Supermask, frozen_weights, search, top_scores
+from lth_companion.papers import weight_recycling as S
+from lth_companion.lab import trials as engine
+from lth_companion.papers.weight_correlation import network
+from lth_companion.measures.diversity import disagreement, distances, ensemble, independent_disagreement, logits, pair, path, random_scores
+from lth_companion.papers.learning_to_learn import _load
+from lth_companion.papers.weight_recycling import MAIN, METHODS, EnsembleTrial, SearchSetting, SupermaskTrial, ensemble_trial, member_seed, packed, recycling_settings, search_recipe, search_trial, settings_of, table_searches, trained_trial, unpacked, weight_facts
+from lth_companion.measures.storage import Source, bits, possible
+from lth_companion.methods.supermasks import Search, Supermask, frozen_weights, search, top_scores
 from lth_companion.tickets import Ticket, generator, prunable
-from lth_companion.training import Recipe
-from lth_companion.trials import Store, run
+from lth_companion.training.loop import Recipe
+from lth_companion.lab.trials import Store, run
 
 TINY = search_recipe(4, 2.)
 BASE = dict(data="digits", width=.2, recipe=TINY)
@@ -194,8 +195,8 @@ def test_weight_facts_of_layers_that_keep_nothing_or_all():
 
 def test_frozen_weights_of_a_trained_network(tmp_path):
     "Those of the dense training, whose values no seed tells."
-    from lth_companion.branches import initial
-    from lth_companion.training import train
+    from lth_companion.papers.weight_correlation import initial
+    from lth_companion.training.loop import train
     recipe = Recipe(momentum=.9, batch_size=128, max_epochs=2, patience=None)
     trial = small("Edge-Popup", trained=recipe)
     row, start = go([trial], tmp_path).iloc[0], initial(trial)
@@ -306,7 +307,7 @@ def test_a_diverged_search_is_a_result_with_its_epoch(trial, tmp_path):
 
 def test_a_search_whose_loss_overflows_is_a_result(tmp_path, monkeypatch):
     "Without a NaN among the scores: the epoch's loss is not finite, and the search ends with it."
-    from lth_companion import supermasks
+    from lth_companion.methods import supermasks
     plain_evaluate, calls = supermasks.evaluate, []
     monkeypatch.setattr(supermasks, "evaluate", lambda *a: calls.append(1) or ((math.inf, 10.) if len(calls) == 3 else plain_evaluate(*a)))
     row = go([small(record=(1, 3))], tmp_path).iloc[0]

@@ -2,11 +2,12 @@
 import json, math, os, pathlib, signal, subprocess, sys, tempfile, textwrap
 import pytest, torch
 from apart import as_near_as_seeds
-from lth_companion import sparse_training as S, trials as engine
-from lth_companion.dynamic import settings
-from lth_companion.sparse_training import PlasticityTrial, SparseTrial, granet_settings, plasticity_trial, sparse_trial, table_trials
-from lth_companion.training import Recipe
-from lth_companion.trials import Store, run
+from lth_companion.papers import granet as S
+from lth_companion.lab import trials as engine
+from lth_companion.methods.dynamic import settings
+from lth_companion.papers.granet import PlasticityTrial, SparseTrial, granet_settings, plasticity_trial, sparse_trial, table_trials
+from lth_companion.training.loop import Recipe
+from lth_companion.lab.trials import Store, run
 
 FEW = Recipe(lr=.1, momentum=.9, nesterov=True, weight_decay=5e-4, batch_size=128, max_epochs=3, patience=None)
 BASE = dict(data="digits", width=.2, recipe=FEW)
@@ -67,7 +68,7 @@ def test_a_killed_sweep_goes_on(tmp_path):
     "Killed by signal 9 in the middle: what was stored is not trained again, and the table is the same."
     script = textwrap.dedent("""
         import os, signal, sys; sys.path.insert(0, sys.argv[2])
-        from test_sparse_training import small; from lth_companion.trials import Store, run
+        from test_sparse_training import small; from lth_companion.lab.trials import Store, run
         some, seen = [small(m, seed=s) for s in range(3) for m in ("RigL", "GMP")], []
         def done(t, r):
             seen.append(t)

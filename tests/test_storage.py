@@ -5,17 +5,17 @@ import pytest, torch
 from hypothesis import given, settings as budget, strategies as st
 from safetensors import safe_open
 from safetensors.torch import load_file, save, save_file
-from lth_companion import storage
-from lth_companion.models import create
-from lth_companion.storage import FORMS, PARTS, Source, StorageError, bits, mask_bound, pack, pack_bits, payload, possible, tensor_bits, unpack, unpack_bits
-from lth_companion.supermasks import Search, Supermask
+from lth_companion.measures import storage
+from lth_companion.training.models import create
+from lth_companion.measures.storage import FORMS, PARTS, Source, StorageError, bits, mask_bound, pack, pack_bits, payload, possible, tensor_bits, unpack, unpack_bits
+from lth_companion.methods.supermasks import Search, Supermask
 from lth_companion.tickets import Ticket, TicketError, generator, prunable
-from lth_companion.training import Recipe
+from lth_companion.training.loop import Recipe
 
 SHAPES = {"lenet-300-100": (1, 11, 11), "conv-2": (1, 12, 12), "resnet-20": (3, 8, 8)}
 WIDTHS = {"lenet-300-100": .05, "conv-2": .125, "resnet-20": .25}
 DENSITIES = [1e-6, 1e-3, .1, .37, .5, .9, 1.]
-KEY = "lth_companion.storage"
+KEY = "lth_companion.measures.storage"
 
 def network(name="lenet-300-100", dtype=torch.float32, last=False):
     model = create(name, SHAPES[name], 10, generator(0, "init"), width=WIDTHS[name]).to(dtype)

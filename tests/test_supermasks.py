@@ -4,12 +4,13 @@ from fractions import Fraction
 import pytest, torch
 from hypothesis import given, settings as budget, strategies as st
 from torch.func import functional_call
-from lth_companion import data as datasets, supermasks
-from lth_companion.models import create
-from lth_companion.pruning import LayerCollapse
-from lth_companion.supermasks import Search, Supermask, SupermaskError, first_scores, frozen_weights, recycle, redraw, search, subnetwork, top_scores
+from lth_companion.training import data as datasets
+from lth_companion.methods import supermasks
+from lth_companion.training.models import create
+from lth_companion.methods.pruning import LayerCollapse
+from lth_companion.methods.supermasks import Search, Supermask, SupermaskError, first_scores, frozen_weights, recycle, redraw, search, subnetwork, top_scores
 from lth_companion.tickets import generator, prunable
-from lth_companion.training import Recipe, evaluate
+from lth_companion.training.loop import Recipe, evaluate
 
 SGD = Recipe(lr=.1, momentum=.9, weight_decay=1e-3, batch_size=8, max_epochs=1, patience=None)
 SHAPES = {"lenet-300-100": (1, 12, 12), "conv-2": (1, 12, 12), "resnet-20": (3, 8, 8)}       # one channel: strides of channels_last that say nothing

@@ -2,7 +2,7 @@
 import pytest, torch
 from hypothesis import given, settings, strategies as st
 from torch import nn
-from lth_companion.models import MLP, create
+from lth_companion.training.models import MLP, create
 from lth_companion.tickets import Ticket, TicketError, check_masks, generator, prunable
 
 def random_ticket(seed, sizes=(7, 5, 3), density=.4, dtype=torch.float32):

@@ -3,12 +3,12 @@ so that everything around the graph (warm-up put back, rates, crops, uneven batc
 import functools, math
 import pytest, torch
 from apart import SLACK, as_near, farthest, swept
-from lth_companion import training
-from lth_companion.data import Data, load
-from lth_companion.dynamic import DropGrow, settings, sparse_train
-from lth_companion.models import create
+from lth_companion.training import loop as training
+from lth_companion.training.data import Data, load
+from lth_companion.methods.dynamic import DropGrow, settings, sparse_train
+from lth_companion.training.models import create
 from lth_companion.tickets import Ticket, generator, prunable
-from lth_companion.training import Recipe, Stepper, evaluate, numerics, optimizer, train, training_batch
+from lth_companion.training.loop import Recipe, Stepper, evaluate, numerics, optimizer, train, training_batch
 
 def images(shape=(3, 32, 32), n=200, device="cpu"):
     g = generator(0, "images", *shape)
@@ -116,7 +116,7 @@ def test_until_the_start_trains_nothing():
 # ---------------------------------------------------------------- what else goes through a graph
 def test_cohorts_replayed_are_cohorts(stand_in):
     "The block engine under `graph`: a member that leaves, and an uneven last batch."
-    from lth_companion.cohorts import train_cohort
+    from lth_companion.training.cohorts import train_cohort
     data, tickets = load("digits", train_size=300), []
     for seed, density in ((0, .5), (1, .05), (2, .01)):
         model = create("lenet-300-100", (1, 8, 8), generator=generator(seed, "init"))
@@ -132,7 +132,7 @@ def test_cohorts_replayed_are_cohorts(stand_in):
 @pytest.mark.parametrize("fields", [{}, dict(augment="crop-flip", memory_format="channels_last"), dict(momentum=0., nesterov=False)], ids=["plain", "augmented", "no momentum"])
 def test_a_replayed_search_is_the_eager_search(stand_in, method, change, fields):
     "Selection, gradients and the scores' step in the graph; changes of the frozen weights between epochs outside; an uneven last batch."
-    from lth_companion.supermasks import Supermask, search
+    from lth_companion.methods.supermasks import Supermask, search
     data, settings = images(), Supermask(density=.3, method=method, change=change, frequency=1, rate=.2)
     r = recipe(**(dict(max_epochs=3, schedule="cosine", milestones=()) | fields))
     seen = []
@@ -149,7 +149,7 @@ def test_a_replayed_search_is_the_eager_search(stand_in, method, change, fields)
         assert {n: int(m.sum()) for n, m in x.items()} == {n: int(m.sum()) for n, m in y.items()}
 
 def test_a_replayed_search_names_the_step_of_a_nan(stand_in):
-    from lth_companion.supermasks import Supermask, SupermaskError, search
+    from lth_companion.methods.supermasks import Supermask, SupermaskError, search
     said = []
     for graph in (False, True):
         with pytest.raises(SupermaskError) as error: search(net("lenet-300-100", 1.), images(), recipe(lr=1e30, graph=graph, milestones=(), schedule="constant", batch_size=20), Supermask(density=.5))
@@ -165,14 +165,14 @@ def test_the_fixed_selection_is_the_selection(k):
 
 def test_a_graph_wants_its_images_on_its_own_side(stand_in):
     from types import SimpleNamespace
-    from lth_companion.training import check_graph
+    from lth_companion.training.loop import check_graph
     model, data = net(), SimpleNamespace(train_y=torch.zeros(1, device="meta"))
     check_graph(recipe(), model, data)
     with pytest.raises(ValueError, match="from the meta to the cpu; load the data"): check_graph(recipe(graph=True), model, data)
 
 def test_what_cannot_be_combined_is_refused():
-    from lth_companion.cohorts import train_cohort
-    from lth_companion.supermasks import Supermask, search
+    from lth_companion.training.cohorts import train_cohort
+    from lth_companion.methods.supermasks import Supermask, search
     data = images((1, 28, 28))
     ticket = Ticket.of(create("lenet-300-100"))
     for fields, what in ((dict(compile=True), "compile=False"), (dict(precision="bf16"), "leave precision='bf16' out")):
@@ -210,7 +210,7 @@ def test_switches_are_put_back(monkeypatch):
     torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32 = found
 
 def test_options_are_part_of_the_identity():
-    from lth_companion.trials import changed_fields
+    from lth_companion.lab.trials import changed_fields
     assert changed_fields(Recipe(graph=True, precision="bf16")) == {"graph": True, "precision": "bf16"} and changed_fields(Recipe()) == {}
     with pytest.raises(ValueError): Recipe(precision="fp8")
     with pytest.raises(ValueError): Recipe(together=2)      # how many stand beside each other is no property of a trial
@@ -260,8 +260,8 @@ def test_one_graph_after_another():
 @pytest.mark.gpu
 def test_processes_side_by_side_give_what_one_gives(tmp_path):
     "Four workers on one GPU, graphs in each; under MPS if it runs."
-    from lth_companion.sparse_training import SparseTrial
-    from lth_companion.dynamic import settings as method
+    from lth_companion.papers.granet import SparseTrial
+    from lth_companion.methods.dynamic import settings as method
     r = recipe(graph=True, memory_format="channels_last", batch_size=128, max_epochs=4, milestones=(2,))
     trials = [SparseTrial(data="digits", model="conv-2", width=.25, recipe=r, device="cuda", seed=s, **m) for s in (0, 1) for m in ({}, dict(dynamic=method("RigL", .1, interval=5)), dict(dynamic=method("static", .1)), dict(scorer="snip", density=.1))]
     alone, again, four = swept(trials, tmp_path / "a"), swept(trials, tmp_path / "b"), swept(trials, tmp_path / "c", workers=4)
@@ -281,8 +281,8 @@ def test_every_option_learns_on_a_gpu(fields):
 @pytest.mark.parametrize("name", ["conv-2", "resnet-20"])
 @pytest.mark.parametrize("method", ["Edge-Popup", "EP+Recycle", "Biprop", "Biprop+IteRand, authors", "EP+hybrid"])
 def test_a_graphed_search_is_the_eager_search_to_the_bit(name, method):
-    from lth_companion.searches import settings_of
-    from lth_companion.supermasks import search
+    from lth_companion.papers.weight_recycling import settings_of
+    from lth_companion.methods.supermasks import search
     data = images(n=320, device="cuda")
     def one(graph):
         with torch.backends.cudnn.flags(enabled=True, deterministic=True):

@@ -1,12 +1,12 @@
-"""Chapter 30: identity, store, packs and sweeps, with real worker processes, real kills and real damage."""
+"""Chapter trials: identity, store, packs and sweeps, with real worker processes, real kills and real damage."""
 import concurrent.futures, lzma, math, multiprocessing, os, pathlib, random, signal, subprocess, sys, textwrap, time, warnings
 
 import numpy as np
 import pytest
 from pydantic import BaseModel
 
-from lth_companion import trials as T
-from lth_companion.trials import Idle, Store, StoreError, Trial, run
+from lth_companion.lab import trials as T
+from lth_companion.lab.trials import Idle, Store, StoreError, Trial, run
 
 HERE = pathlib.Path(__file__).parent
 
@@ -407,7 +407,7 @@ def test_a_killed_worker_is_replaced(tmp_path):
 
 def test_workers_that_cannot_start_say_so(tmp_path):
     script = tmp_path / "unguarded.py"
-    script.write_text(f"from lth_companion.trials import Idle, run\nrun([Idle(number=n) for n in range(2)], {str(tmp_path / 's')!r}, workers=2)\n")
+    script.write_text(f"from lth_companion.lab.trials import Idle, run\nrun([Idle(number=n) for n in range(2)], {str(tmp_path / 's')!r}, workers=2)\n")
     done = subprocess.run([sys.executable, str(script)], capture_output=True, text=True, cwd=HERE.parent, timeout=60,
                           env=os.environ | {"PYTHONPATH": str(HERE.parent)})
     assert done.returncode == 1 and done.stderr.strip().splitlines()[-1].startswith("RuntimeError: The worker processes cannot start: in a script")
@@ -602,7 +602,7 @@ def test_estimate(tmp_path):
 # ---- cost
 
 def test_torch_is_not_imported():
-    code = "import sys, lth_companion.trials; print('torch' in sys.modules)"
+    code = "import sys, lth_companion.lab.trials; print('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=HERE.parent).stdout == "False\n"
 
 
@@ -704,10 +704,10 @@ def test_what_was_lost_once_has_its_worker_to_itself(tmp_path):
 
 
 def test_plugins_are_looked_for_once_a_process(monkeypatch):
-    from lth_companion import scorers
+    from lth_companion.methods import scorers
     called, trial = [], Idle(number=7)
     monkeypatch.setattr(scorers, "load_plugins", lambda: called.append(1))
-    for _ in range(3): assert "result" in T.run_there("lth_companion.trials:Idle", [(trial.hash, T.dumps(trial.identity["fields"]))])[0]
+    for _ in range(3): assert "result" in T.run_there("lth_companion.lab.trials:Idle", [(trial.hash, T.dumps(trial.identity["fields"]))])[0]
     assert called == [1]
 
 

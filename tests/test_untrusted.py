@@ -5,17 +5,20 @@ import numpy as np
 import pytest
 import safetensors.torch
 import torch
-from lth_companion import claims, clusters, data, imagenet, reproduce, storage, training, trials
-from lth_companion.claims import ClaimError
-from lth_companion.clusters import ClusterError
-from lth_companion.data import DataError
-from lth_companion.models import create
-from lth_companion.reproduce import ReproduceError
-from lth_companion.scorers import ScoreError
-from lth_companion.stacking import Method, check_init, scorer
-from lth_companion.supermasks import Supermask
+from lth_companion.lab import claims, clusters, reproduce, trials
+from lth_companion.training import data, loop as training
+from lth_companion.papers import granet_imagenet as imagenet
+from lth_companion.measures import storage
+from lth_companion.lab.claims import ClaimError
+from lth_companion.lab.clusters import ClusterError
+from lth_companion.training.data import DataError
+from lth_companion.training.models import create
+from lth_companion.lab.reproduce import ReproduceError
+from lth_companion.methods.scorers import ScoreError
+from lth_companion.methods.stacking import Method, check_init, scorer
+from lth_companion.methods.supermasks import Supermask
 from lth_companion.tickets import Ticket, TicketError, generator, prunable
-from lth_companion.trials import Idle, Store, StoreError, dumps, read_pack, seal, unseal, write_pack
+from lth_companion.lab.trials import Idle, Store, StoreError, dumps, read_pack, seal, unseal, write_pack
 
 ROOT = Path(__file__).parent.parent
 
@@ -304,7 +307,7 @@ def test_a_name_given_many_times_is_not_read_many_times(tmp_path):
 def compact(path, tensors, **header):
     h = storage._Header.model_validate({"form": "seed", "digest": "x", "settings": {"density": .5}, **header})
     h = h.model_copy(update={"checksum": storage._checksum(tensors, h)})
-    path.write_bytes(safetensors.torch.save(tensors, {"lth_companion.storage": json.dumps(h.model_dump(mode="json"))}))
+    path.write_bytes(safetensors.torch.save(tensors, {"lth_companion.measures.storage": json.dumps(h.model_dump(mode="json"))}))
     return path
 
 def test_a_seed_that_draws_for_days(tmp_path):
@@ -318,8 +321,8 @@ def test_a_seed_that_draws_for_days(tmp_path):
     assert text.startswith("TicketError") and "more draws than are made" in text
 
 def test_a_search_of_too_many_draws_is_not_written_as_a_seed(monkeypatch):
-    from lth_companion.supermasks import Search
-    from lth_companion.storage import Source, StorageError, pack, possible
+    from lth_companion.methods.supermasks import Search
+    from lth_companion.measures.storage import Source, StorageError, pack, possible
     work = Search(network(), Supermask(density=.5), training.Recipe(), 3, 5)
     ticket = Ticket.of(work.model, work.put())
     assert "seed" in possible(ticket, Source.of(work))
@@ -379,7 +382,7 @@ def test_a_checkpoint_that_cannot_be_parsed_is_begun_anew(meta, tmp_path):
 
 @pytest.mark.parametrize("extra", ["5", "{}", '{"done": "x", "history": []}', '{"done": 1, "history": 5}'])
 def test_a_checkpoint_with_an_odd_state_of_masks_is_refused(extra, tmp_path):
-    from lth_companion.dynamic import DropGrow, settings
+    from lth_companion.methods.dynamic import DropGrow, settings
     def going():
         model, opt, masks = trained()
         work = DropGrow(settings("RigL", .5, 1), 0)

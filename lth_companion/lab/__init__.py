@@ -1,0 +1,1 @@
+"Trials, their store and sweeps, notebooks, claims and the report."

@@ -1,0 +1,1 @@
+"What two tickets have in common, and what one costs to store."

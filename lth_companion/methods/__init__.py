@@ -1,0 +1,1 @@
+"Where masks come from: before, during and instead of training."

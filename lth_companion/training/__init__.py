@@ -1,0 +1,1 @@
+"Data, networks, the training loop, cohorts of tickets, and what training costs."
