@@ -16,6 +16,8 @@ from lth_companion.lab import reproduce
 from lth_companion.lab.reproduce import (Notebook, ReproduceError, Settings, catalogue, execute, inspect, pack_path, read_params,
                                      read_provenance, report, report_lines, report_page, select, write_table)
 
+ROOT = Path(__file__).parent.parent
+
 TRIALS = '''
 import os, time
 from lth_companion.lab.trials import Trial
@@ -90,7 +92,6 @@ def clone(tmp_path, monkeypatch):
     monkeypatch.setenv("PYTHONPATH", str(made.root))
     monkeypatch.setenv("TINY_LOG", str(made.log))
     monkeypatch.syspath_prepend(str(made.root))
-    reproduce.library_hash.cache_clear()
     for name in ("LTH_RUNS", "LTH_DRY_RUN", "LTH_FORCE", "LTH_PLUGINS", "LTH_PACK_EVERY"): monkeypatch.delenv(name, raising=False)
     yield made
     sys.modules.pop("tiny_trials", None)
@@ -337,5 +338,72 @@ def test_tables_hide_the_last_bits(tmp_path):
     assert (tmp_path / "c.csv").read_text() == "scorer,x mean,x sd\ns,1,2\n"
 
 
-def test_library_hash_follows_the_modules():
-    assert reproduce.library_hash() == reproduce.library_hash() and len(reproduce.library_hash()) == 64
+# ---------------------------------------------------------------- what renders, and what only runs
+
+@pytest.fixture
+def copied(tmp_path, monkeypatch):
+    "The package, copied: a folder whose modules may be changed."
+    import shutil
+    folder = tmp_path / "copy" / "lth_companion"
+    shutil.copytree(reproduce.package_folder(), folder, ignore=shutil.ignore_patterns("__pycache__"))
+    monkeypatch.setattr(reproduce, "package_folder", lambda: folder)
+    def forget(): [f.cache_clear() for f in (reproduce.code_hash, reproduce._draws_on, reproduce.tables_hash, reproduce.library_hash)]
+    forget()
+    yield folder, forget
+    monkeypatch.undo(); forget()
+
+def test_a_notebook_names_what_it_renders_with(copied):
+    named = set(reproduce.rendering(ROOT / "nbs/papers/granet/05_table.ipynb"))
+    assert {"lab.reproduce", "lab.plots", "lab.claims", "lab.trials", "papers.granet"} <= named
+    assert not {n for n in named if n.startswith("methods.") or n in ("lab.cli", "lab.clusters")}, named      # 05 imports none of them itself
+
+def test_comments_and_what_only_runs_leave_figures_alone(clone, copied):
+    folder, forget = copied
+    assert clone.execute().state == "done"
+    def after(*changes):
+        for name, text in changes: (folder / name).write_text((folder / name).read_text() + text)
+        forget()
+        return clone.execute().state
+    assert after(("lab/cli.py", "\n# a comment\n"), ("lab/clusters.py", "\n# a comment\n"), ("lab/trials.py", "\n# a comment\n\n"), ("methods/supermasks.py", "\n# a comment\n")) == "unchanged"
+    assert after(("lab/cli.py", "\nANSWER = 42\n"), ("methods/supermasks.py", "\nANSWER = 42\n")) == "unchanged"
+    assert after(("lab/plots.py", "\nANSWER = 42  # but this draws\n")) == "done"
+    assert after() == "unchanged" and clone.ran() == clone.ran()[:4]
+
+def test_equal_outputs_keep_their_date(clone):
+    clone.execute()
+    before = json.loads((clone.figures / "provenance.json").read_text())
+    clone.write(START, RUN, SHOW + "  # mended")
+    assert clone.execute().state == "done"
+    after = json.loads((clone.figures / "provenance.json").read_text())
+    assert after["source"] != before["source"] and {k: v for k, v in after.items() if k != "source"} == {k: v for k, v in before.items() if k != "source"}
+    clone.write(START, RUN, SHOW.replace('"accuracy")\nhere.figure', '"numbers")\nhere.figure'))
+    time.sleep(1.1)
+    assert clone.execute().state == "done" and json.loads((clone.figures / "provenance.json").read_text())["date"] > before["date"]
+
+# ---------------------------------------------------------------- from trials alone
+
+def test_rebuild_renders_what_is_there_and_trains_nothing(clone):
+    missing = clone.execute(rebuild=True)
+    assert missing.state == "failed" and "4 of 4 trials are neither in the store nor in a pack, and --rebuild trains none" in missing.text and not clone.ran()
+    clone.execute()
+    before = {p.name: p.read_bytes() for p in clone.figures.iterdir()}
+    first, second = clone.execute(rebuild=True), clone.execute(rebuild=True)
+    assert (first.state, first.text) == ("done", "rebuilt from 4 trials") and (second.state, second.text) == ("unchanged", "rebuilt before, and nothing has changed")
+    assert {p.name: p.read_bytes() for p in clone.figures.iterdir()} == before and len(clone.ran()) == 4
+    (clone.figures / "accuracy.csv").write_text("x\n")
+    assert clone.execute(rebuild=True).state == "done" and (clone.figures / "accuracy.csv").read_bytes() == before["accuracy.csv"]
+
+@pytest.mark.parametrize("does, cell", [("makes", "from lth_companion.training.models import create\ncreate('lenet-300-100')"),
+    ("trains", "from lth_companion.training.loop import train\ntrain(None, None)"), ("trains", "from lth_companion.training.cohorts import train_cohort\ntrain_cohort([], None)"),
+    ("scores", "from lth_companion.methods.stacking import call\ncall(len, None, None)"), ("searches", "from lth_companion.methods.supermasks import search\nsearch(None, None, None, None)")])
+def test_rebuild_refuses_networks(does, cell):
+    code = cell.replace("\n", "; ")
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=os.environ | {"LTH_REBUILD": "1"})
+    assert f"ModelError: A notebook that is rebuilt from its trials {does} no network" in done.stderr
+
+def test_outlines_are_counted_when_rebuilding(monkeypatch):
+    from lth_companion.training.costs import dense_flops
+    from lth_companion.training.models import create, outline
+    expected = dense_flops(create("resnet-20", (3, 32, 32), width=.25), (3, 32, 32))
+    monkeypatch.setenv("LTH_REBUILD", "1")
+    assert dense_flops(outline("resnet-20", (3, 32, 32), width=.25), (3, 32, 32)) == expected

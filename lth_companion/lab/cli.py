@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['INSTALL', 'app', 'data_app', 'trials_app', 'Repo', 'Out', 'on_terminal', 'show_table', 'complain', 'main', 'list_',
-           'run', 'engine', 'choose', 'run_all', 'Watch', 'report', 'report_tables', 'data_status', 'data_fetch',
-           'trials_status', 'trials_show', 'trials_export', 'trials_clean', 'doctor']
+           'run', 'engine', 'choose', 'run_all', 'side_by_side', 'Watch', 'report', 'report_tables', 'data_status',
+           'data_fetch', 'trials_status', 'trials_show', 'trials_export', 'trials_clean', 'doctor']
 
 # %% ../../nbs/lab/12_cli.ipynb #6ed4adab
 import sys
@@ -143,6 +143,7 @@ def run(
     out: Out = "",
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the trials, how many are cached, and the estimated core-seconds; run none.")] = False,
     force: Annotated[bool, typer.Option("--force", help="Run all trials again, whatever is stored.")] = False,
+    rebuild: Annotated[bool, typer.Option("--rebuild", help="Render every figure anew from the trials that are there, several notebooks at a time; makes, scores and trains no network.")] = False,
     repo: Repo = "",
 ):
     """Regenerate figures and tables through papermill.
@@ -151,7 +152,8 @@ def run(
 
     Example: lth run learning_to_learn/01 --tier smoke -p seeds=0,1
     """
-    settings = Settings(find_root(repo), check_tier(tier), device, workers, out, force, dry_run)
+    if rebuild and (force or dry_run): raise ReproduceError(f"--rebuild renders what is there, and {'--force' if force else '--dry-run'} is about running trials: give one of the two")
+    settings = Settings(find_root(repo), check_tier(tier), device, workers, out, force, dry_run, rebuild)
     entries = choose(settings, what or [])
     given = read_params(param or [], entries)
     if scheduler and cluster: raise ReproduceError("--scheduler names a cluster that runs, --cluster starts one: give one of the two")
@@ -196,7 +198,8 @@ def run_all(entries, settings, given) -> bool:
     "Run notebooks one after another and say what became of each; True if all is done."
     outcomes = []
     with tempfile.TemporaryDirectory(prefix="lth-", ignore_cleanup_errors=True) as scratch, Watch(len(entries)) as watch:
-        for entry in entries:
+        if settings.rebuild: outcomes = side_by_side(entries, settings, given, watch)
+        for entry in entries if not settings.rebuild else ():
             watch.begin(entry.label)
             try: outcome = execute(entry, settings, given[entry.label], watch.trials, os.path.join(scratch, "forced"))
             except KeyboardInterrupt:
@@ -213,6 +216,25 @@ def run_all(entries, settings, given) -> bool:
     left = f", {len(entries) - len(outcomes)} not begun without the cluster" if len(outcomes) < len(entries) else ""
     if failed and len(entries) > 1: complain(f"{len(failed)} of {len(entries)} notebooks failed{left}: what is finished is kept; mend what is said above and give the same command again")
     return not failed
+
+# %% ../../nbs/lab/12_cli.ipynb #848fea10
+def side_by_side(entries, settings, given, watch) -> list:
+    "Render notebooks in as many processes as there are cores (or `--workers`), each with a kernel of its own; what became of each, in the order given."
+    from concurrent.futures import ProcessPoolExecutor, as_completed
+    from multiprocessing import get_context
+    pool = ProcessPoolExecutor(min(len(entries), settings.workers or reproduce.cores()), get_context("spawn"))
+    try:
+        asked = {pool.submit(execute, entry, settings, given[entry.label]): entry for entry in entries}
+        watch.begin(f"{len(entries)} notebooks")
+        found = {}
+        for future in as_completed(asked):
+            try: found[asked[future].label] = future.result()
+            except reproduce.ReproduceError as e: found[asked[future].label] = reproduce.Outcome(asked[future], "failed", str(e))
+            watch.end(found[asked[future].label])
+        return [found[e.label] for e in entries]
+    except KeyboardInterrupt:
+        raise reproduce.Interrupted("interrupted: every finished figure is kept, and the same command goes on from there") from None
+    finally: pool.shutdown(cancel_futures=True)
 
 # %% ../../nbs/lab/12_cli.ipynb #848fea1f
 class Watch:

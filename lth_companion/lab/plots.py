@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['COLUMN', 'TEXT', 'COLOURS', 'MARKERS', 'LINES', 'SPARE', 'SETTINGS', 'lightness', 'look', 'looks', 'style', 'freeze',
-           'savefig', 'show', 'shrunk', 'styled', 'interval', 'accuracy_vs_density', 'heatmap', 'forest', 'strip',
-           'layers']
+           'savefig', 'light', 'show', 'shown', 'styled', 'interval', 'accuracy_vs_density', 'heatmap', 'forest',
+           'strip', 'layers']
 
 # %% ../../nbs/lab/07_plots.ipynb #2b5dd6ac
 import contextlib, hashlib, io, math, pathlib, re
@@ -62,7 +62,7 @@ SETTINGS = {
     "xtick.labelsize": 7, "ytick.labelsize": 7, "axes.linewidth": 0.6, "lines.linewidth": 1.1, "lines.markersize": 4,
     "axes.spines.top": False, "axes.spines.right": False, "axes.grid": True, "grid.linewidth": 0.4, "grid.color": "#DDDDDD",
     "axes.axisbelow": True, "legend.frameon": False, "xtick.major.width": 0.6, "ytick.major.width": 0.6, "hatch.linewidth": 0.5,
-    "figure.dpi": 150, "savefig.dpi": 300, "svg.hashsalt": "lth_companion", "svg.fonttype": "path",
+    "figure.dpi": 150, "savefig.dpi": 130, "svg.hashsalt": "lth_companion", "svg.fonttype": "path",
     "axes.prop_cycle": cycler(color=list(COLOURS.values())), "figure.constrained_layout.use": True,
     "text.usetex": False, "path.simplify": True,
 }
@@ -84,7 +84,7 @@ def freeze(fig):
     return fig
 
 def savefig(fig, path_stem):
-    """Writes `path_stem`.svg and `path_stem`.png (300 dpi), byte-identical for equal figures; returns both paths.
+    """Writes `path_stem`.svg, for print, and `path_stem`.png, for a screen (130 dpi, at most 256 colours), byte-identical for equal figures; returns both paths.
 
     Folders are made. Neither file holds a date or a version of matplotlib.
     """
@@ -93,8 +93,15 @@ def savefig(fig, path_stem):
     freeze(fig)
     with style():
         fig.savefig(paths[0], metadata={"Date": None, "Creator": None})
-        fig.savefig(paths[1], metadata={"Software": None})
+        buffer = io.BytesIO(); fig.savefig(buffer, format="png", metadata={"Software": None})
+    light(buffer.getvalue(), paths[1])
     return paths
+
+def light(png: bytes, path):
+    "Writes a picture with a palette of its own 256 colours: a third of the bytes, and no difference to the eye."
+    from PIL import Image as Picture
+    with Picture.open(io.BytesIO(png)) as picture:
+        picture.convert("RGB").quantize(256, method=Picture.Quantize.MEDIANCUT, dither=Picture.Dither.NONE).save(path, "png", optimize=True)
 
 def show(fig, dpi=110):
     "The figure as an inline image for a notebook, drawn without pyplot."
@@ -104,14 +111,10 @@ def show(fig, dpi=110):
         buffer = io.BytesIO(); fig.savefig(buffer, format="png", dpi=dpi, metadata={"Software": None})
     return Image(buffer.getvalue())
 
-def shrunk(png, dpi=110):
-    "The saved picture at `png` (300 dpi) as an inline image: scaling is ten times faster than drawing again."
+def shown(png):
+    "The saved picture at `png` as an inline image: it is light enough."
     from IPython.display import Image
-    from PIL import Image as Picture
-    with Picture.open(png) as picture:
-        small = picture.resize([round(n * dpi / SETTINGS["savefig.dpi"]) for n in picture.size], Picture.Resampling.LANCZOS, reducing_gap=3)
-    buffer = io.BytesIO(); small.save(buffer, "png")
-    return Image(buffer.getvalue())
+    return Image(png.read_bytes())
 
 # %% ../../nbs/lab/07_plots.ipynb #a50cd2b5
 def _axes(width, height, rows=1, columns=1, **kw):

@@ -12,6 +12,7 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 from ..tickets import prunable, generator as seeded
+from ..training.models import refuse_when_rebuilding
 from .scorers import SCORERS, ScoreError, lookup, random, magnitude, snip, grasp, synflow
 
 # %% ../../nbs/methods/01_stacking.ipynb #e384cef9
@@ -24,6 +25,7 @@ def _accepted(f) -> frozenset | None:
 
 def call(scorer, model, batches, **keywords) -> dict[str, Tensor]:
     "`scorer(model, batches, ...)` with those of the keywords that it accepts."
+    refuse_when_rebuilding('scores')
     accepted = _accepted(scorer)
     return scorer(model, batches, **(keywords if accepted is None else {k: v for k, v in keywords.items() if k in accepted}))
 

@@ -16,6 +16,7 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator, model_valida
 from ..tickets import Ticket, generator, prunable
 from ..selection import SelectionError, check_density, count, top_fixed, top_masks
 from .pruning import LayerCollapse
+from ..training.models import refuse_when_rebuilding
 from ..training.loop import Progress, Recipe, Replay, Result, autocast, check_graph, evaluate, home, keep, numerics, on_gpu, optimizer, resume, set_rate, stop_split, training_batch
 
 # %% ../../nbs/methods/07_supermasks.ipynb #c9588bbd
@@ -244,6 +245,7 @@ def search(model, data, recipe:Recipe, settings:Supermask, seed:int=0, weight_se
     `seed` orders the data; `weight_seed` and `score_seed` default to it. `on_epoch(search, result)` is called after each epoch. `checkpoint`: a file written
     after each epoch, from which the same call goes on. `frozen`: weights by layer to search among, instead of drawn ones.
     Raises `SupermaskError` where scores become NaN, naming step and layer; its `result` holds the epochs before."""
+    refuse_when_rebuilding('searches')
     if recipe.compile: raise ValueError('A search selects anew in every step and is not compiled; leave compile at its default.')
     check_graph(recipe, model, data)
     with numerics(recipe, home(model)): return _search(model, data, recipe, settings, seed, weight_seed, score_seed, on_epoch, checkpoint, frozen)

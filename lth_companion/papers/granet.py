@@ -18,7 +18,7 @@ from ..training import data as datasets
 from ..tickets import Ticket, generator, prunable
 from ..methods.stacking import scorer as parse
 from ..methods.pruning import prune
-from ..training.models import create
+from ..training.models import outline
 from ..training.loop import Recipe, evaluate, train
 from ..training.costs import positions, scoring_flops, sizes, training_multiple, training_flops, inference_flops
 from ..methods.dynamic import Clock, DropGrow, Dynamic, images_until, initial_masks, number, segments, settings
@@ -74,7 +74,7 @@ def static_ticket(trial:SparseTrial) -> Ticket:
 # %% ../../nbs/papers/granet/00_trials.ipynb #a6ea2940
 @lru_cache(maxsize=64)
 def _uses(model, width, shape, classes):
-    net = create(model, shape, classes, width=width)
+    net = outline(model, shape, classes, width)
     return positions(net, shape), sizes(net)
 
 def costs_of(trial:SparseTrial, history:list, first:dict, last:dict, clock:Clock=None) -> dict:

@@ -20,7 +20,7 @@ from ..training import data as datasets, loop as training
 from ..tickets import Ticket, generator, prunable
 from ..methods.imp import admm, branch, check_rate, cut, shuffle_masks, smart_masks, spared
 from ..measures.correlation import both_overlaps, cosine, overlap, pearson, sign_agreement
-from ..training.models import MLP, create
+from ..training.models import MLP, create, outline
 from ..training.loop import Recipe, train
 from ..training.costs import dense_flops
 from ..training.cohorts import train_cohort
@@ -286,7 +286,7 @@ BranchTrial.run_group = classmethod(_run_group)
 @lru_cache(maxsize=64)
 def _macs(model, width, shape, classes):
     "Multiplications of one forward pass."
-    return dense_flops(create(model, shape, classes, width=width), shape) // 2
+    return dense_flops(outline(model, shape, classes, width), shape) // 2
 
 def _cost(trial) -> float:
     "Estimated core-seconds of its own training: three passes at the rates measured on two cores; on a GPU, seconds at an assumed 4e12 FLOP/s."

@@ -11,7 +11,7 @@ import numpy as np, numba
 import torch
 import torch.nn.functional as F
 from ..tickets import Ticket, TicketError, prunable
-from .models import MLP
+from .models import MLP, refuse_when_rebuilding
 from .loop import Recipe, Replay, Result, Progress, autocast, numerics, optimizer, set_rate, stop_split, train
 
 # %% ../../nbs/training/03_cohorts.ipynb #bb7e263c
@@ -348,6 +348,7 @@ def train_cohort(tickets:list[Ticket], data, recipe:Recipe=Recipe(), seed:int=0,
 
     `begin`: the iteration of the schedule at which to start. A member's result depends on its ticket, `data`, `recipe`, `seed`, `level` and `begin` alone: bit-equal in float32 on one kind of CPU
     for any other members. Raises `TicketError` where a ticket is no multilayer perceptron's or does not fit the data."""
+    refuse_when_rebuilding('trains')
     if recipe.augment or recipe.label_smoothing or recipe.compile:
         raise ValueError('A cohort neither augments its images nor smooths its labels, and is not compiled; train with training.train, or with augment=None, label_smoothing=0 and compile=False.')
     if recipe.precision != 'float32' and data.train_x.device.type == 'cpu': raise ValueError(f'On the CPU a cohort computes in float32; leave precision={recipe.precision!r} out, or use device="cuda".')

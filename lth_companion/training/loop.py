@@ -17,6 +17,7 @@ import torch.nn.functional as F
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 from ..tickets import Ticket, prunable, check_masks, generator
 from .data import allow_tf32
+from .models import refuse_when_rebuilding
 
 # %% ../../nbs/training/02_loop.ipynb #7bc5f274
 class Recipe(BaseModel):
@@ -389,5 +390,6 @@ def train(model, data, recipe:Recipe=Recipe(), masks=None, seed:int=0, level:int
     shall hold; `until`: the one at which to leave off. `velocity`: momentum buffers to start with, by parameter name. `sparsity`: what changes
     the masks during training (chapter dynamic); it needs `masks`. `checkpoint`: a file written after each epoch, from which the same call goes on after a kill.
     Raises `TicketError` for masks that do not fit, `ValueError` for a start after the end or an option that the device lacks."""
+    refuse_when_rebuilding('trains')
     check_graph(recipe, model, data)
     with numerics(recipe, home(model)): return _train(model, data, recipe, masks, seed, level, on_epoch, begin, save_at, until, velocity, sparsity, checkpoint)
