@@ -80,7 +80,7 @@ def test_setup_gives_every_dynamic_field():
     assert set(about.get_all('Provides-Extra')) == {'dev', 'cluster'} and len(about.get_all('Classifier')) >= 4
     assert {canonicalize_name(Requirement(r).name) for r in about.get_all('Requires-Dist')} == set(wanted())
     points = {e.name: e.value for e in metadata.distribution('lth_companion').entry_points if e.group == 'console_scripts'}
-    assert points == {'lth': 'lth_companion.cli:main'}
+    assert points == {'lth': 'lth_companion.lab.cli:main'}
     assert callable(metadata.distribution('lth_companion').entry_points['lth'].load())
 
 

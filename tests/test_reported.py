@@ -8,7 +8,7 @@ from lth_companion.lab import reported as r
 KEYS = ["init", "scorer", "rounds", "density"]
 
 def test_every_table_is_package_data_and_every_file_is_listed():
-    folder = pathlib.Path(r.__file__).parent / "tables" / "reported"
+    folder = pathlib.Path(r.__file__).parent.parent / "tables" / "reported"
     listed = {name for tables in r.TABLES.values() for name in tables.values()}
     assert {f.name for f in folder.glob("*.csv")} == listed
     for paper, tables in r.TABLES.items():
@@ -17,7 +17,7 @@ def test_every_table_is_package_data_and_every_file_is_listed():
 def test_no_row_is_lost():
     for paper, tables in r.TABLES.items():
         for table, name in tables.items():
-            lines = (pathlib.Path(r.__file__).parent / "tables" / "reported" / name).read_text().strip().splitlines()
+            lines = (pathlib.Path(r.__file__).parent.parent / "tables" / "reported" / name).read_text().strip().splitlines()
             assert len(r.reported(paper, table)) == len(lines) - 1
 
 def test_densities_are_fractions_kept():
