@@ -117,7 +117,7 @@ def stacks(quick):
             with t.training.numerics(r, t.device):
                 epoch(); wait(t)
                 start = time.perf_counter(); epoch(); epoch(); wait(t)
-            say(f"LeNet-300-100 stack graph (density {density:g})", "float32", "1" if count == 1 else f"{count} in a stack", None, 2 * count * len(order) / (time.perf_counter() - start))
+            say(f"LeNet-300-100 stack graph (density {str(density)[1:]})", "float32", "1" if count == 1 else f"{count} in a stack", None, 2 * count * len(order) / (time.perf_counter() - start))
 
 JOBS = [("ResNet-20 graph", "float32 contiguous", "training", "resnet-20", dict(graph=True)), ("ResNet-20 graph", "bf16 channels_last", "training", "resnet-20", BEST),
         ("Conv-2 Edge-Popup search eager", "float32 channels_last", "search", "conv-2", dict(memory_format="channels_last")), ("Conv-2 Edge-Popup search graph", "bf16 channels_last", "search", "conv-2", BEST),

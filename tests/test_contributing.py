@@ -1,5 +1,5 @@
 """The examples of CONTRIBUTING and README, run as they are written."""
-import ast, os, re, subprocess, sys
+import os, re, subprocess, sys
 from pathlib import Path
 
 import pytest
@@ -67,8 +67,7 @@ def test_the_example_of_the_readme(tmp_path):
     fetch('mnist')
     done = subprocess.run([sys.executable, '-c', code], cwd=tmp_path, capture_output=True, text=True, timeout=120)
     assert done.returncode == 0 and done.stdout.startswith('0.01 {'), done.stdout + done.stderr
-    trained, found, together = done.stdout.splitlines()[-3:]
+    trained, found = done.stdout.splitlines()[-2:]
     assert trained == f'{round(.02 * 266_200) / 266_200} 14', done.stdout       # 469 iterations an epoch: an event every 100 of 1,407
     assert re.fullmatch(r'(9\d\.\d+) 306036 \(\d+, \d+\)', found), done.stdout      # 266,200 mask bits, 26,620 signs, 3 gains and 410 biases of 32 bits
-    assert len(accuracies := ast.literal_eval(together)) == 2 and min(accuracies) > 95, done.stdout
     assert Ticket.load(tmp_path/'ticket.safetensors').density == pytest.approx(.01, abs=1e-5)

@@ -135,7 +135,7 @@ def run(
     what: Annotated[Optional[list[str]], typer.Argument(metavar="[PAPER[/NOTEBOOK] ...]", help="Names or unique prefixes; all papers if none.", show_default=False)] = None,
     tier: Annotated[str, typer.Option(help="smoke (minutes), laptop (hours), gpu, or paper (the papers' own counts).")] = "smoke",
     device: Annotated[str, typer.Option(help="auto, cpu or cuda; auto is the CPU at tiers smoke and laptop.")] = "auto",
-    workers: Annotated[Optional[int], typer.Option(metavar="N", min=1, help="Worker processes.  [default: one a core; one on a GPU]", show_default=False)] = None,
+    workers: Annotated[Optional[int], typer.Option(metavar="N", min=1, help="Worker processes.  [default: one a core; on a GPU up to eight under MPS, else one]", show_default=False)] = None,
     param: Annotated[Optional[list[str]], typer.Option("-p", metavar="NAME=VALUE", help="A parameter of the notebooks; may be repeated.", show_default=False)] = None,
     scheduler: Annotated[str, typer.Option(metavar="ADDRESS", help="A running Dask scheduler, whose workers run the trials.  [default: LTH_SCHEDULER, else this machine's processes]", show_default=False)] = "",
     cluster: Annotated[str, typer.Option(metavar="KIND", help="Start Dask workers for this command: local, ssh or slurm.", show_default=False)] = "",
@@ -160,11 +160,17 @@ def run(
     if cluster_config and not cluster: raise ReproduceError("--cluster-config goes with --cluster local, ssh or slurm: add one")
     with reproduce._environment(LTH_SCHEDULER=scheduler or cluster or os.environ.get("LTH_SCHEDULER")):
         settings.device = resolve_device(device, tier)
+        if settings.device == "cuda" and (workers or 1) > 1 and not (scheduler or cluster): _say_of_turns(workers)
         if not dry_run:
             check_writable(runs_folder(settings.root), "mend its permissions or set LTH_RUNS to another folder")
             check_writable(figures_folder(settings.root, out), "mend its permissions or name another folder with --out")
         with engine(settings, cluster, cluster_config):
             if not run_all(entries, settings, given): raise typer.Exit(1)
+
+def _say_of_turns(workers):
+    "One sentence where several processes were asked for on a GPU that they cannot share."
+    from lth_companion.lab import machine
+    if not machine.mps().running: complain(f"{workers} processes take turns on a GPU without MPS, and together are no faster than one: {machine.START_MPS} starts it")
 
 # %% ../../nbs/lab/12_cli.ipynb #9523360e
 @contextlib.contextmanager
@@ -209,6 +215,7 @@ def run_all(entries, settings, given) -> bool:
             watch.end(outcome)
             if outcome.cluster_lost: break # the others would meet the same
     failed = [o for o in outcomes if o.state == "failed"]
+    for hint in list(dict.fromkeys(o.hint for o in outcomes if o.hint))[:1]: complain(hint)
     if settings.dry_run and not failed: print(f"total\t{reproduce._plan_text([s for o in outcomes for s in o.plan])}") # trials that notebooks share count once
     for outcome in outcomes:
         for line in outcome.failures: complain(f"{outcome.entry.label}: {line}")
@@ -485,9 +492,21 @@ def _torch_problem():
 
 def _check_devices(repo):
     import torch
-    rows = [("ok", "cpu", f"{reproduce.cores()} cores, {torch.backends.cpu.get_cpu_capability()}")]
-    if not torch.cuda.is_available(): return rows + [("note", "cuda", "no CUDA device; tiers smoke and laptop do not need one")]
-    return rows + [("ok", f"cuda:{i}", torch.cuda.get_device_name(i)) for i in range(torch.cuda.device_count())]
+    from lth_companion.lab import machine
+    count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    gpus = [f"{torch.cuda.get_device_name(i)}, {torch.cuda.get_device_properties(i).total_memory / 2**30:.0f} GiB" for i in range(count)]
+    fast = "; on the GPU bf16 with channels_last under a graph is fastest" if gpus else ""
+    return [("ok", "cpu", f"{reproduce.cores()} cores, {torch.backends.cpu.get_cpu_capability()}"),
+        ("ok", "device", "; ".join(gpus)) if gpus else ("note", "device", "no CUDA device; tiers smoke and laptop do not need one"),
+        _check_mps(machine, bool(gpus)), ("ok" if machine.bf16_units() == "amx" or gpus else "note", "bf16", f"on this processor: {machine.BF16[machine.bf16_units()]}{fast}")]
+
+def _check_mps(machine, gpu):
+    "Whether processes on the GPU run side by side, and the lines that begin and end it."
+    if not gpu: return ("note", "MPS", "no GPU to share")
+    found = machine.mps()
+    if found.running: return ("ok", "MPS", f"runs: processes share the GPU, up to {machine.gpu_workers(reproduce.cores())} by default; {machine.END_MPS} ends it")
+    if not found.here: return ("note", "MPS", f"{machine.MPS_TOOL} is not here, so processes would take turns on the GPU and one is the default: it comes with NVIDIA's driver")
+    return ("note", "MPS", f"does not run, so processes would take turns on the GPU and one is the default; {machine.START_MPS} starts it, {machine.END_MPS} ends it")
 
 # %% ../../nbs/lab/12_cli.ipynb #3c3ad1de
 def _check_tools(repo):

@@ -530,7 +530,10 @@ def _engine(self, engine, trials, force, allow_failed):
     bad, self.trained = rows.attrs["failures"], self.trained + rows.attrs["ran"]
     self.used |= {t.hash: t for t in trials if t.hash not in bad}
     self.failed |= bad
-    _tell({"text": f"{total}/{total} trials", "done": total, "total": total, "failures": engine.failure_lines(self.failed)})
+    if self.device == "cuda":
+        from lth_companion.lab.machine import left_on_the_table
+        self.hint = self.hint or left_on_the_table(_unique(trials))
+    _tell({"text": f"{total}/{total} trials", "done": total, "total": total, "failures": engine.failure_lines(self.failed), "hint": self.hint})
     if bad and not allow_failed:
         raise ReproduceError(f"{len(bad)} of {total} trials failed ({next(iter(bad.values())).rstrip('.')}): the others are kept, and the same command tries these again")
     return rows
@@ -665,7 +668,7 @@ class Notebook(_Trials, _Outputs):
         self.figures = figures_folder(self.root, out)
         self.folder = self.figures / tier / paper / name
         self.dry, self.force, self.rebuild = (os.environ.get(k, "") for k in ("LTH_DRY_RUN", "LTH_FORCE", "LTH_REBUILD"))
-        self.used, self.outputs, self.claims, self.sweeps, self.trained, self.failed, self.diverged = {}, set(), {}, [], 0, {}, {}
+        self.used, self.outputs, self.claims, self.sweeps, self.trained, self.failed, self.diverged, self.hint = {}, set(), {}, [], 0, {}, {}, ""
         self.source, self.started = source_hash(self.path), time.monotonic()
         seen = sys._getframe(1).f_globals # the notebook's own names
         self.parameters = tidy({k: seen.get(k, p.default) for k, p in inspect(self.path).items()})
@@ -724,7 +727,7 @@ class Settings:
     root: Path
     tier: str = "smoke"
     device: str = "auto"
-    workers: int | None = None # None: one a core on the CPU, one on a GPU
+    workers: int | None = None # None: one a core on the CPU; on a GPU up to eight under MPS, else one
     out: str = ""
     force: bool = False
     dry_run: bool = False
@@ -741,6 +744,7 @@ class Outcome:
     plan: list = field(default_factory=list)
     failures: list = field(default_factory=list) # a sentence for each reason why trials failed
     cluster_lost: bool = False
+    hint: str = "" # what its trials leave on the table
 
 # %% ../../nbs/lab/08_reproduce.ipynb #61266a25
 def cores() -> int:
@@ -801,7 +805,7 @@ def execute(
     known, device = inspect(entry), resolve_device(settings.device, settings.tier)
     figures = figures_folder(settings.root, settings.out)
     folder, runs = figures / settings.tier / entry.paper / entry.name, runs_folder(settings.root)
-    workers = settings.workers or (cores() if device == "cpu" else 1)
+    workers = settings.workers or (cores() if device == "cpu" else _gpu_workers())
     given = {"tier": settings.tier, "device": settings.device, "workers": workers, "out": str(figures) if settings.out else ""} | (params or {})
     given = {k: v for k, v in given.items() if k in known}
     if "tier" not in known: raise ReproduceError(f"{entry.label} has no parameter 'tier': add tier: str = \"smoke\" to its parameters cell")
@@ -821,8 +825,9 @@ def execute(
         if error and not settings.dry_run:
             with contextlib.suppress(OSError): shutil.copy(log, output.with_suffix(".log")) # a full disk is why it failed
         told = Path(variables["LTH_PROGRESS"])
+        last = json.loads(told.read_text()) if told.exists() else {}
         outcome = Outcome(entry, "done", seconds=time.monotonic() - started, folder=folder, plan=json.loads(plan.read_text()) if plan.exists() else [],
-            failures=json.loads(told.read_text()).get("failures", []) if told.exists() else [])
+            failures=last.get("failures", []), hint=last.get("hint", ""))
     if error and not (settings.dry_run and error[0] == "DryRun"):
         outcome.cluster_lost = error[0] == "ClusterError"
         outcome.state, outcome.text = "failed", f"{entry.label} failed in {error[1]}" + ("" if settings.dry_run else f"; the executed notebook is {output}")
@@ -833,6 +838,10 @@ def execute(
         _write(rebuilt, file_hash(folder / "provenance.json"))
     else: outcome.text = f"{read_provenance(folder)['trials']['count']} trials, {read_provenance(folder)['trained']} trained now"
     return outcome
+
+def _gpu_workers():
+    from lth_companion.lab.machine import gpu_workers # imports torch, as a run on a GPU has
+    return gpu_workers(cores())
 
 # %% ../../nbs/lab/08_reproduce.ipynb #8e8cfb6a
 def _stamp(folder):

@@ -23,6 +23,7 @@ from ..training.loop import Recipe, evaluate, train
 from ..training.costs import positions, scoring_flops, sizes, training_multiple, training_flops, inference_flops
 from ..methods.dynamic import Clock, DropGrow, Dynamic, images_until, initial_masks, number, segments, settings
 from ..methods.plasticity import check_pruning, continue_for, dense_gradients, prune_filters, prune_once, regrown
+from ..lab.machine import gpu_rate
 from ..lab.trials import active_store
 from .learning_to_learn import _load, nudged
 from .weight_correlation import _SHARED, NetworkTrial, Setup, _macs, _on_cpu, _stepped, fit, initial, network, steps
@@ -122,10 +123,11 @@ SparseTrial.run_group = classmethod(_run_group)
 
 # %% ../../nbs/papers/granet/00_trials.ipynb #3af703b8
 def _rate(trial):
-    "Images a second, forward and backward: measured on one core; on a GPU assumed at 4e12 FLOP/s."
+    "Images a second, forward and backward: measured on one core; on a GPU, what one process made of the nearest network on an H200."
     facts = datasets.facts(trial.data)
+    if trial.device == 'cuda': return gpu_rate(trial.model, trial.width, facts.shape, trial.recipe, 'search' if hasattr(trial, 'search') else 'training', facts.classes)
     flops = 6 * _macs(trial.model, trial.width, facts.shape, facts.classes)
-    return (4e12 if trial.device == 'cuda' else 5e10 if trial.model.startswith('lenet') else 2.5e10) / flops
+    return (5e10 if trial.model.startswith('lenet') else 2.5e10) / flops
 
 def _images(trial): return (trial.train_size or datasets.facts(trial.data).counts[0]) + datasets.facts(trial.data).counts[1] / 3
 

@@ -25,6 +25,7 @@ from ..methods.imp import random_masks, shuffle_masks
 from ..training.models import create
 from ..training.loop import Recipe
 from ..training.cohorts import train_cohort
+from ..lab.machine import stack_rate
 from ..lab.trials import Store, Trial, active_store, changed_fields, digest
 
 # %% ../../nbs/papers/learning_to_learn/00_trials.ipynb #41569738
@@ -106,8 +107,9 @@ TicketTrial.components, TicketTrial.here_only = _components, _here_only
 TicketTrial.group_key = lambda t: (t.data, t.train_size, t.validation, t.model, t.recipe, t.seed, t.device, t.hash if t.rounds[0] == 'I' else '')
 
 def _cost(trial) -> float:
-    "Estimated core-seconds: about 25 epochs (or the fixed budget) at the rate of the engine for that density."
+    "Estimated core-seconds: about 25 epochs (or the fixed budget) at the rate of the engine for that density; on a GPU, of a share in a stack of twenty."
     images = (trial.train_size or 60_000) * min(trial.recipe.max_epochs, max(25, trial.recipe.min_epochs)) * 1.15
+    if trial.device == 'cuda': return images * (1 if trial.rounds[0] == 'U' else 1 + trial.levels) / stack_rate() + .4
     rate = lambda d: 1.2e6 if d < .006 else 6e9 / (266_200 * max(d, .01) * 1.5 + 3000) if d < .2 else 40_000
     if trial.rounds[0] == 'U': return images / min(rate(trial.density), 1.2e6) + .4
     return sum(images / min(rate(d), 1.2e6) for d in (1., *level_densities(trial)))

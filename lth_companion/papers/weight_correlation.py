@@ -24,6 +24,7 @@ from ..training.models import MLP, create, outline
 from ..training.loop import Recipe, train
 from ..training.costs import dense_flops
 from ..training.cohorts import train_cohort
+from ..lab.machine import gpu_rate
 from ..lab.trials import Trial, active_store
 from .learning_to_learn import _load, nudged
 
@@ -289,12 +290,13 @@ def _macs(model, width, shape, classes):
     return dense_flops(outline(model, shape, classes, width), shape) // 2
 
 def _cost(trial) -> float:
-    "Estimated core-seconds of its own training: three passes at the rates measured on two cores; on a GPU, seconds at an assumed 4e12 FLOP/s."
+    "Estimated core-seconds of its own training: three passes at the rates measured on two cores; on a GPU, seconds of one process at the rates of an H200."
     facts = datasets.facts(trial.data)
     macs = _macs(trial.model, trial.width, facts.shape, facts.classes)
     images = ((trial.train_size or facts.counts[0]) + facts.counts[1] / 3) * trial.recipe.max_epochs - _begin(trial) * trial.recipe.batch_size
+    if trial.device == 'cuda': return images / gpu_rate(trial.model, trial.width, facts.shape, trial.recipe, classes=facts.classes) + .3
     kept, rate = (trial.density if trial.density < .2 else 1., 7e10) if trial.model.startswith('lenet') else (1., 3e10)
-    return images * macs * kept * 6 / (rate if trial.device == 'cpu' else 4e12) + .3
+    return images * macs * kept * 6 / rate + .3
 
 BranchTrial.cost = _cost
 
