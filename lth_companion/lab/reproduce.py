@@ -491,7 +491,7 @@ def _todo(self, wanted):
     done = set(_lines(self.force)) if self.force else {t.hash for t in wanted if self.store.get(t) is not None}
     todo = [t for t in wanted if t.hash not in done]
     self.sweeps.append({"trials": {t.hash: tidy(t.description()) for t in wanted}, "todo": [t.hash for t in todo],
-        "cost": {t.hash: t.cost() for t in wanted}})
+        "cost": {t.hash: t.cost() for t in wanted} if self.dry else {}}) # only a plan asks for them
     return todo
 
 def _plan_text(sweeps):
