@@ -414,8 +414,15 @@ def explore(claim, measurement, exploration):
     "What the explored seeds say of a claim, as a `Verdict` that is none (`EXPLORES`); None where they were not run."
     seen = parted(measurement, exploration.seeds)[1]
     if not seen.differences: return None
-    note = "; ".join(filter(None, (seen.note, exploration.distance, f"decided by seeds {_span(exploration.fresh)}")))
+    note = _joined(seen.note, exploration.distance, f"decided by seeds {_span(exploration.fresh)}")
     return Verdict(claim, EXPLORES, paired(seen.differences), data=seen.data, note=note)
+
+def _fresh(measurement, explored):
+    "What is left to decide a claim; where explored seeds stood beside it, with how far that setting is from the paper's."
+    kept = parted(measurement, {s for e in explored for s in e.seeds})[0]
+    return kept.model_copy(update={"note": _joined(kept.note, *(e.distance for e in explored if set(e.seeds) & set(measurement.seeds)))})
+
+def _joined(*notes): return "; ".join(filter(None, notes))
 
 def _span(seeds):
     "Seeds as text: 104 to 113, where all between are among them."
@@ -437,7 +444,7 @@ def judge_all(claims, measurements, explored=()):
         if entry.claim in found: raise ClaimError(f"Claim {entry.claim!r:.80} was measured twice; a claim has one measurement a tier.")
         found[entry.claim] = entry
     seen = [explore(c, found[c.id], e) for e in explored for c in claims if c.id in e.claims and c.id in found]
-    found = {id: parted(entry, {s for e in explored for s in e.seeds})[0] for id, entry in found.items()}
+    found = {id: _fresh(entry, explored) for id, entry in found.items()}
     corrected = {}
     for family in dict.fromkeys(claim.family for claim in claims):
         tested = {c.id: p for c in claims if c.family == family and not c.same_contrast and (p := test_p(c, found.get(c.id))) is not None}
