@@ -345,9 +345,9 @@ def settings_files(folder):
     def read(drawn):
         way, a, b = drawn
         if way == 0: return clusters.read_config(y(a))
-        if way == 1: return claims.ledger("granet", t(a))
+        if way == 1: return claims.explorations("granet", "gpu", t(a))      # which reads its claims first
         (folder_of/"claims.json").write_bytes(a), (folder_of/"provenance.json").write_bytes(b)
-        claims.judge_all(known, reproduce.measurements(folder/"smoke"/"granet")[0])
+        claims.judge_all(known, reproduce.measurements(folder/"smoke"/"granet")[0], claims.explorations("granet", "gpu"))
         reproduce.unchanged(type("E", (), {"path": notebook})(), {}, "cpu", folder_of), reproduce._figures_html(folder_of, folder/"smoke", ())
     notebook = file_in(folder, "n.ipynb")(b'{"cells": []}')
     return draw, read, (clusters.ClusterError, claims.ClaimError, reproduce.ReproduceError)

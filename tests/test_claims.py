@@ -250,6 +250,57 @@ def test_judge_all_refuses():
     with pytest.raises(c.ClaimError, match="in points"): c.judge(BY_ID["redraw"], make(1, 1, 6, claim="redraw", unit="percent"))
     with pytest.raises(c.ClaimError, match="cannot judge"): c.judge(BY_ID["redraw"], make(1, 1, 6))
 
+# what was explored
+
+GRANET = c.ledger("granet")
+EXPLORED = c.Exploration(tier="gpu", seeds=range(100, 104), fresh=range(104, 114), claims=["granet-erk-over-rigl-98"], distance="an eighth of the epochs")
+def erk(differences, first=100, **kw): return c.Measurement(claim="granet-erk-over-rigl-98", differences=differences, seeds=range(first, first + len(differences)), note="20 epochs", data="VGG-19", **kw)
+def about(verdicts): return [v for v in verdicts if v.claim.id == "granet-erk-over-rigl-98"]
+
+def test_explored_seeds_decide_nothing():
+    "However clear: not alone, and not together with fresh ones."
+    for odd in (-50., 50.):
+        verdict, apart = about(c.judge_all(GRANET, [erk([odd, odd + 1, odd, odd + 2] + [1., 1.2, .8, 1.1, .9, 1.05])], [EXPLORED]))
+        assert (verdict.word, verdict.paired.n, verdict.paired.mean) == ("reproduced", 6, pytest.approx(6.05 / 6)) and (apart.word, apart.paired.n) == ("explores", 4)
+    alone, apart = about(c.judge_all(GRANET, [erk([5.] * 3 + [5.1])], [EXPLORED]))
+    assert alone.word == "not run at this tier" and apart.holm_p is None and apart.word not in c.VERDICTS
+    few, _ = about(c.judge_all(GRANET, [erk([5., 5.1] * 4)], [EXPLORED]))
+    assert few.word == "undecided" and few.paired.n == 4      # fresh, and too few
+    assert len(about(c.judge_all(GRANET, [erk([1., 2.] * 3, first=104)], [EXPLORED]))) == 1 == len(about(c.judge_all(GRANET, [], [EXPLORED])))
+
+def test_explored_seeds_enter_no_family():
+    rest = [make(1., 1., 10, first=104, claim=i) for i in ("gmp-over-rigl", "rigl-over-set")]
+    ps = lambda more, explored: [v.holm_p for v in c.judge_all(GRANET, rest + more, explored) if v.claim.id in ("gmp-over-rigl", "rigl-over-set")]
+    assert ps([erk([9., 9.1, 9.2, 9.])], [EXPLORED]) == ps([], []) != ps([erk([9., 9.1, 9.2, 9., 9., 9.3], first=104)], [EXPLORED])
+
+def test_an_exploration_names_its_contrast_and_its_setting():
+    verdict, apart = about(c.judge_all(GRANET, [erk([1., 1.2, .8, 1.] + [1., 1.2, .8, 1.1, .9, 1.05])], [EXPLORED]))
+    assert apart.text == "explores (on VGG-19); +1.00 points [0.74, 1.26], n = 4; 20 epochs; an eighth of the epochs; decided by seeds 104 to 113"
+    assert apart.statement == "GraNet (s_i=0.5) - RigL at density 0.02 (VGG-19; 20 epochs; an eighth of the epochs; decided by seeds 104 to 113)"
+    assert verdict.statement == verdict.claim.statement and verdict.text.endswith("20 epochs; an eighth of the epochs")
+    table = c.verdict_table(c.judge_all(GRANET, [erk([1., 1.2, .8, 1.])], [EXPLORED]))
+    assert table.verdict.tolist()[-1] == "explores" and table.statement.tolist()[-1] == apart.statement and len(table) == len(GRANET) + 1
+
+def test_the_ledger_of_granet_says_what_was_explored():
+    explored, = c.explorations("granet", "gpu")
+    assert explored.seeds == (100, 101, 102, 103) and explored.fresh == tuple(range(104, 114))
+    by_id = {x.id: x for x in GRANET}
+    assert [(by_id[i].left, by_id[i].right, by_id[i].density, "gpu" in by_id[i].tiers) for i in explored.claims] == [(a, b, .02, True) for a, b in (("GraNet (s_i=0.5)", "RigL"), ("GraNet (s_i=0)", "GMP"), ("GMP", "RigL"), ("RigL", "SET"), ("GraNet (s_i=0.5)", "GMP"))]
+    assert by_id["granet-erk-over-gmp"].tiers == ("gpu",)      # at the laptop tier its trials had been run before it was written
+    assert c.explorations("granet", "laptop") == c.explorations("learning_to_learn", "gpu") == []
+
+SEEN = '[[exploration]]\ntier = "gpu"\nseeds = [1]\nfresh = [2]\nclaims = ["a"]\ndistance = "none"\n'
+
+@pytest.mark.parametrize("text,said", [
+    (ENTRY + SEEN.replace('"a"', '"b"'), "which x does not list"), (ENTRY + SEEN.replace("fresh = [2]", "fresh = [2, 1]"), "seed 1 was explored"), (ENTRY + SEEN.replace("seeds = [1]", "seeds = []"), "seeds"),
+    (ENTRY + SEEN.replace("gpu", "desk"), "tier"), (ENTRY + SEEN + "more = 1\n", "more"), (ENTRY + "[exploration]\na = 1\n", "lists no explorations")])
+def test_explorations_refuse(tmp_path, text, said):
+    file = tmp_path / "x.toml"; file.write_text(text)
+    with pytest.raises(c.ClaimError, match=said) as error: c.explorations("x", "gpu", file)
+    assert "\n" not in str(error.value)
+    file.write_text(ENTRY + SEEN)
+    assert [e.seeds for e in c.explorations("x", "gpu", file)] == [(1,)] and c.explorations("x", "paper", file) == []
+
 def test_verdict_table_holds_every_claim():
     table = c.verdict_table(c.judge_all(LEDGER, [make(1, 1, 12)]))
     assert len(table) == len(LEDGER) and set(table["verdict"]) <= set(c.VERDICTS)

@@ -1,5 +1,5 @@
 """Reporting long work: the time left, `lth trials status` from another shell while a sweep runs, what failed and why."""
-import json, os, pathlib, signal, subprocess, sys, time
+import json, os, pathlib, re, signal, subprocess, sys, time
 
 import pytest
 
@@ -200,6 +200,26 @@ def test_the_own_sweep_is_seen_from_inside(tmp_path):
 def test_a_status_that_cannot_be_written_stops_nothing(tmp_path):
     (tmp_path / "sweeps").write_text("in the way")
     assert quiet([Idle(number=n) for n in range(3)], tmp_path).attrs["ran"] == 3
+
+
+# ---- what was explored
+
+def test_the_gpu_tiers_report_shows_what_was_explored(capsys, tmp_path):
+    "The five contrasts of the first twenty trials on a GPU, to the digit; no claim is decided by them."
+    import shutil
+    shutil.copytree(HERE.parent / "figures" / "gpu", tmp_path / "gpu")
+    code, out, err = lth(capsys, "report", "--tier", "gpu", "--repo", str(HERE.parent), "--out", str(tmp_path))
+    rows = [line.split("\t") for line in out.splitlines()]
+    found = {fields[7].split(" (vgg")[0]: fields for fields in rows if fields[0] == "explores"}
+    assert code == 0 and {k: f[3:6] for k, f in found.items()} == {
+        "GraNet (s_i=0.5) - RigL at density 0.02": ["+1.27", "[0.69, 1.85]", "4"], "GraNet (s_i=0) - GMP at density 0.02": ["+0.09", "[-0.25, 0.43]", "4"],
+        "GMP - RigL at density 0.02": ["+0.60", "[-1.22, 2.41]", "4"], "RigL - SET at density 0.02": ["+0.53", "[0.22, 0.84]", "4"], "GraNet (s_i=0.5) - GMP at density 0.02": ["+0.67", "[-0.60, 1.95]", "4"]}
+    for fields in found.values():
+        for text in fields[7:]: assert all(said in text for said in ("vgg-19 on 50,000 cifar10-jpeg images", "20 epochs", "an eighth of its epochs (20 of 160)", "JPEG images", "seeds 104 to 113"))
+    assert "; 5 contrasts explored, which decide nothing; page" in err and sum(int(n) for n in re.findall(r"(\d+) [a-z]", err.split(": ", 1)[1].split(";")[0])) == len(rows) - 5
+    assert all(int(fields[5]) <= 10 for fields in rows if fields[0] != "explores" and fields[1].startswith("granet/"))      # of 14 seeds
+    page = (tmp_path / "gpu" / "report.html").read_text()
+    assert page.count(">explores</b>") == 5 and "5 contrasts explored, which decide nothing" in page
 
 
 # ---- what failed

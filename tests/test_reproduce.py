@@ -126,6 +126,34 @@ def test_run_skip_rerun_and_byte_equal_outputs(clone):
     assert forced.state == "done" and len(clone.ran()) == 8 and (clone.figures / "numbers.csv").read_bytes() == before["accuracy.csv"]
 
 
+def test_the_gpu_tier_without_a_gpu_is_made_of_what_was_measured(clone, monkeypatch):
+    "Trials without a result are refused, or left out and said; what was made of a part is made again."
+    from lth_companion.lab.trials import Store
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    sys.modules.pop("tiny_trials", None)
+    from tiny_trials import Tiny
+    left = RUN.replace("rows = here.run(", "asked = {'all': [(x, Tiny(x=x, seed=s)) for x in xs for s in (seeds or [100, 101])]}\nprint(here.measured(asked))\nrows = here.run([t for _, t in here.measured(asked)['all']] if scale > 0 else ")
+    clone.write(START, left, 'here.table(rows[["x", "seed", "accuracy"]], "accuracy")\nhere.finish()')
+    folder, store = clone.root / "figures/gpu/learning_to_learn/01_tiny", Store(clone.root / "runs")
+    none = clone.execute(tier="gpu")
+    assert none.state == "failed" and "none of 4 trials has a result, and they are a GPU's" in none.text and "--device cpu" in none.text
+    for seed in (100, 101): store.put(Tiny(x=0, seed=seed), {"accuracy": 90.5})
+    assert clone.execute(tier="gpu").state == "done"
+    assert (folder / "accuracy.csv").read_text() == "x,seed,accuracy\n0,100,90.5\n0,101,90.5\n"
+    made = read_provenance(folder)
+    assert made["device"] == "cuda" and made["trials"]["count"] == 2 == made["trials"]["missing"] and made["trained"] == 0
+    assert "2 of 4 trials have no result yet and need a GPU" in (clone.root / "runs/notebooks/gpu/learning_to_learn/01_tiny.ipynb").read_text()
+    refused = clone.execute(["scale=-1"], tier="gpu")
+    assert refused.state == "failed" and "2 of 4 trials are to be run, and are a GPU's" in refused.text
+    planned = clone.execute(tier="gpu", dry_run=True)
+    assert planned.state == "planned" and planned.text == "4 trials, 2 cached, about 4 core-seconds"
+    assert clone.execute(tier="gpu").state == "done"                # made of a part: there may be more by now
+    for seed in (100, 101): store.put(Tiny(x=1, seed=seed), {"accuracy": 91.5})
+    assert clone.execute(tier="gpu").state == "done" and len((folder / "accuracy.csv").read_text().splitlines()) == 5
+    assert "missing" not in read_provenance(folder)["trials"] and clone.execute(tier="gpu").state == "unchanged" and not clone.ran()
+    assert clone.execute(["scale=-1", "xs=5"], tier="gpu", device="cpu").state == "done" and len(clone.ran()) == 2      # a CPU's own
+
+
 def test_parameters_reach_the_notebook_and_make_it_run_again(clone):
     assert clone.execute().state == "done"
     second = clone.execute(["xs=0,2", "seeds=[100]", "limit=None"])

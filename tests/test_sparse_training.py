@@ -35,6 +35,37 @@ def test_known_hashes():
 
 HASHES = ["7b3947a42fcc", "77c16eb35686", "7f94c5133b98", "db4e4d459553", "f3b9be51e488", "0897531e40b8", "664f5d7fd1a6"]
 
+# --- the gpu tier
+
+PACK = pathlib.Path(__file__).parent.parent / "figures" / "gpu" / "granet" / "trials.jsonl.xz"
+SEEN = ("GMP", "RigL", "GraNet (s_i=0)", "GraNet (s_i=0.5)", "SET")
+
+def test_the_setting_of_the_gpu_tier_is_that_of_its_packed_trials():
+    "VGG-19 ran before the tier was its own: twenty trials, to the hash."
+    s = granet_settings("gpu", "cuda")["vgg-19 on cifar10-jpeg"]
+    trials = [sparse_trial(s, m, .02, seed) for seed in range(100, 104) for m in SEEN]
+    assert len({t.hash for t in trials}) == 20 and {t.hash for t in trials} <= set(engine.read_pack(PACK)) & {t.hash for *_, t in table_trials(s)}
+    assert [t.hash[:12] for t in trials[:5]] == SEEN_HASHES
+
+SEEN_HASHES = ["0ce469da75c1", "67af90ffbc16", "ddfdd7d6e6dd", "ae01df9731c1", "ca337da04072"]
+
+def test_what_takes_the_first_ten_seeds_takes_fresh_ones():
+    from lth_companion.lab.claims import explorations
+    (explored,), seeds = explorations("granet", "gpu"), granet_settings("gpu", "cuda")["vgg-19 on cifar10-jpeg"].seeds
+    assert seeds == explored.fresh + explored.seeds and seeds[:10] == tuple(range(104, 114))
+
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
+def test_the_gpu_tiers_name_what_a_device_can_do(device):
+    "Every trial of a tier validates on both; on a CPU no graph and no bf16."
+    from lth_companion.papers import learning_to_learn, weight_correlation, weight_recycling
+    on_gpu = device == "cuda"
+    found = [*granet_settings("gpu", device).values(), *weight_correlation.correlation_settings("gpu", device).values(), *weight_recycling.recycling_settings("gpu", device).values()]
+    assert {(s.recipe.graph, s.recipe.precision, s.recipe.memory_format) for s in found} == {(on_gpu, "bf16" if on_gpu else "float32", "channels_last")}
+    trials = [t for s in granet_settings("gpu", device).values() for *_, t in table_trials(s)] + [weight_recycling.table_searches(s)[0][-1] for s in found if hasattr(s, "whole")]
+    trials += [weight_correlation.branch_trial(s, "P&F", 3, .1, 100) for s in found if hasattr(s, "lrs")] + [weight_recycling.trained_trial(s, 100) for s in found if hasattr(s, "whole")]
+    trials += [learning_to_learn.thesis("standard snip U-MS", .005, **learning_to_learn.thesis_size("gpu", device).fields)]
+    assert {t.device for t in trials} == {device} and {t.recipe.graph for t in trials} == {on_gpu} and len({t.kind for t in trials}) == 4
+
 # --- golden trials: `python tests/test_sparse_training.py` writes this machine's results beside those that are known
 
 GOLDEN = [small(), small("static"), small("SET"), small("SNFS"), small("RigL"), small("GMP"), small("GraNet (s_i=0)"), small("GraNet (s_i=0.5)"), SparseTrial(**BASE, scorer="snip", density=.1),

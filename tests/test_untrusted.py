@@ -166,8 +166,8 @@ def a_measurement(path):
 READERS = {
     "ticket": (Ticket.load, TicketError), "payload": (storage.payload, TicketError), "checkpoint": (a_checkpoint, UserWarning), "data set": (a_checked_data_set, DataError), "result": (a_result, StoreError), "pack xz": (a_pack(".xz"), (StoreError, UserWarning)),
     "pack gz": (a_pack(".gz"), (StoreError, UserWarning)), "IDX": (data.read_idx, ValueError), "CIFAR batch": (data.read_cifar_batch, ValueError), "CIFAR jpeg": (data.read_cifar_jpegs, ValueError), "MNIST wheel": (data.read_mnist_wheel, ValueError),
-    "notebook": (reproduce.inspect, ReproduceError), "cluster": (clusters.read_config, ClusterError), "ledger": (lambda path: claims.ledger("granet", path), ClaimError), "provenance": (a_provenance, ReproduceError), "measurement": (a_measurement, (ClaimError, ReproduceError))}
-FITS = {("cluster", "empty"), ("cluster", "null"), ("ledger", "empty"), ("payload", "safetensors of nothing")}      # no settings; no claims; no tensors
+    "notebook": (reproduce.inspect, ReproduceError), "cluster": (clusters.read_config, ClusterError), "ledger": (lambda path: claims.ledger("granet", path), ClaimError), "explorations": (lambda path: claims.explorations("granet", "gpu", path), ClaimError), "provenance": (a_provenance, ReproduceError), "measurement": (a_measurement, (ClaimError, ReproduceError))}
+FITS = {("cluster", "empty"), ("cluster", "null"), ("ledger", "empty"), ("explorations", "empty"), ("payload", "safetensors of nothing")}      # no settings; no claims; no tensors
 
 @pytest.mark.filterwarnings("error")
 @pytest.mark.parametrize("reader", READERS)

@@ -134,7 +134,7 @@ def _origin(scorer):
 def run(
     what: Annotated[Optional[list[str]], typer.Argument(metavar="[PAPER[/NOTEBOOK] ...]", help="Names or unique prefixes; all papers if none.", show_default=False)] = None,
     tier: Annotated[str, typer.Option(help="smoke (minutes), laptop (hours), gpu, or paper (the papers' own counts).")] = "smoke",
-    device: Annotated[str, typer.Option(help="auto, cpu or cuda; auto is the CPU at tiers smoke and laptop.")] = "auto",
+    device: Annotated[str, typer.Option(help="auto, cpu or cuda; auto is the CPU at tiers smoke and laptop, the GPU at tier gpu.")] = "auto",
     workers: Annotated[Optional[int], typer.Option(metavar="N", min=1, help="Worker processes.  [default: one a core; on a GPU up to eight under MPS, else one]", show_default=False)] = None,
     param: Annotated[Optional[list[str]], typer.Option("-p", metavar="NAME=VALUE", help="A parameter of the notebooks; may be repeated.", show_default=False)] = None,
     scheduler: Annotated[str, typer.Option(metavar="ADDRESS", help="A running Dask scheduler, whose workers run the trials.  [default: LTH_SCHEDULER, else this machine's processes]", show_default=False)] = "",
@@ -308,7 +308,7 @@ def report(
     elif on_terminal(): report_tables(found)
     else: print("\n".join(report_lines(found)))
     for sentence in found.left_out: complain(sentence)
-    print(f"tier {tier}: {', '.join(f'{n} {v}' for v, n in reproduce._counts(found.rows).items())}; page: {_short(page)}", file=sys.stderr)
+    print(f"tier {tier}: {reproduce.counted(found.rows)}; page: {_short(page)}", file=sys.stderr)
     if found.left_out: raise typer.Exit(1)
 
 # %% ../../nbs/lab/12_cli.ipynb #999894a8

@@ -5,12 +5,12 @@
 # %% auto #0
 __all__ = ['TIERS', 'ON_CPU', 'STANDARD', 'RUNS_ONLY', 'RENDERS', 'PACKAGES', 'PACKED', 'OCCASION', 'COLOURS', 'STYLE',
            'ReproduceError', 'Interrupted', 'DryRun', 'disk_mend', 'suggest', 'check_tier', 'resolve_device',
-           'find_root', 'runs_folder', 'figures_folder', 'check_writable', 'Entry', 'read_entry', 'catalogue', 'select',
-           'Parameter', 'inspect', 'convert', 'read_params', 'source_hash', 'package_folder', 'library_hash',
-           'code_hash', 'rendering', 'tables_hash', 'plugin_hashes', 'file_hash', 'read_provenance', 'unchanged',
-           'write_table', 'tidy', 'package_versions', 'code_version', 'machine', 'pack_path', 'open_store', 'Notebook',
-           'Settings', 'Outcome', 'cores', 'kernel_class', 'execute', 'ledgers', 'measurements', 'Report', 'report',
-           'report_lines', 'report_page']
+           'has_device', 'find_root', 'runs_folder', 'figures_folder', 'check_writable', 'Entry', 'read_entry',
+           'catalogue', 'select', 'Parameter', 'inspect', 'convert', 'read_params', 'source_hash', 'package_folder',
+           'library_hash', 'code_hash', 'rendering', 'tables_hash', 'plugin_hashes', 'file_hash', 'read_provenance',
+           'unchanged', 'write_table', 'tidy', 'package_versions', 'code_version', 'machine', 'pack_path', 'open_store',
+           'Notebook', 'Settings', 'Outcome', 'cores', 'kernel_class', 'execute', 'ledgers', 'measurements', 'Report',
+           'report', 'report_lines', 'report_page', 'counted']
 
 # %% ../../nbs/lab/08_reproduce.ipynb #6ae2adcd
 import ast, contextlib, difflib, functools, hashlib, html, importlib.metadata, importlib.util, json, math, os, platform, re, shutil, subprocess, sys, tempfile, threading, time, tokenize, typing
@@ -60,15 +60,20 @@ def resolve_device(
     device: str = "auto", # auto, cpu or cuda
     tier: str = "smoke",
 ) -> str: # cpu or cuda: the class of device that a trial names
-    "The device that a notebook will use; `ReproduceError` for one that this machine lacks."
+    "The class of device that a notebook's trials name; `ReproduceError` for one that this machine lacks. Tier gpu is a GPU's unless it is the CPU that is asked for: what was measured there is read anywhere."
     if device not in ("auto", "cpu", "cuda"):
         raise ReproduceError(f"there is no device {device!r}: choose auto, cpu or cuda (CUDA_VISIBLE_DEVICES picks one of several)")
     if device == "cpu" or (device == "auto" and tier in ON_CPU): return "cpu"
-    if device == "cuda" and os.environ.get("LTH_SCHEDULER"): return "cuda" # the cluster's workers have it (chapter clusters), or are refused
+    if tier == "gpu" or (device == "cuda" and has_device(device)): return "cuda"
     import torch
-    if torch.cuda.is_available(): return "cuda"
-    if device == "auto": return "cpu"
+    if device == "auto": return "cuda" if torch.cuda.is_available() else "cpu"
     raise ReproduceError("no CUDA device is available here: use --device cpu, or a CUDA build of torch on a machine with an NVIDIA GPU")
+
+def has_device(device: str) -> bool: # cpu or cuda
+    "Whether trials of this class can be run from here: on this machine, or by a cluster's workers, which have a GPU or are refused."
+    if device == "cpu" or os.environ.get("LTH_SCHEDULER"): return True
+    import torch
+    return torch.cuda.is_available()
 
 # %% ../../nbs/lab/08_reproduce.ipynb #144a1d65
 def find_root(
@@ -367,6 +372,7 @@ def unchanged(entry, parameters: dict, device: str, folder) -> bool:
     "Whether the outputs in `folder` are what this notebook would write now, and are still as it wrote them."
     was = read_provenance(folder)
     now = {"source": source_hash(entry.path), "device": device, "plugins": plugin_hashes()}
+    if was.get("trials", {}).get("missing"): return False # made from what was there: by now there may be more
     return (all(was.get(k) == v for k, v in now.items())
         and was.get("code", {}).get("modules") == rendering(entry.path) and was["code"].get("tables") == tables_hash(entry.paper)
         and _identity(was.get("parameters", {})) == _identity(parameters)
@@ -474,10 +480,23 @@ class _Trials:
         todo = self._todo(_unique(trials))
         if self.dry: self._plan(bool(todo))
         if self.rebuild and todo: raise ReproduceError(f"{len(todo)} of {len(_unique(trials))} trials are neither in the store nor in a pack, and --rebuild trains none: give the same command without it")
+        elif todo and not has_device(self.device): raise ReproduceError(f"{len(todo)} of {len(_unique(trials))} trials are to be run, and are a GPU's: give the same command where there is one, or --device cpu, whose trials are others and slow")
         if self.force and todo: self._engine(engine, todo, True, allow_failed)
         rows = self._engine(engine, trials, False, allow_failed)
         self._note_diverged(trials, rows)
         return rows
+
+    def measured(self,
+        asked: dict, # setting -> tuples that end in a trial
+    ) -> dict:
+        "`asked` as far as it can be had: all of it where the device is here (or in a plan), else what has a result, and a printed line on the rest."
+        if self.dry or has_device(self.device) and not self.rebuild: return asked
+        have = {name: [cell for cell in part if cell[-1] in self.store] for name, part in asked.items()}
+        wanted, there = ({cell[-1].hash for part in cells.values() for cell in part} for cells in (asked, have))
+        if not there: raise ReproduceError(f"none of {len(wanted)} trials has a result, and they are a GPU's: give the same command where there is one, or --device cpu, whose trials are others and slow")
+        self.missing |= wanted - there
+        if self.missing: print(f"{len(wanted - there)} of {len(wanted)} trials have no result yet and need a GPU: not measured here")
+        return have
 
 def _unique(trials): return list({t.hash: t for t in trials}.values())
 
@@ -628,12 +647,14 @@ class _Outputs:
     ) -> None:
         "Record what was measured for one claim and show the verdict that it would have alone."
         from lth_companion.lab import claims
-        known = {c.id: c for c in claims.ledger(self.paper)}
+        known, explored = {c.id: c for c in claims.ledger(self.paper)}, claims.explorations(self.paper, self.tier)
         if id not in known: raise ReproduceError(f"the ledger of {self.paper} has no claim {id!r}: {suggest(id, known)}")
         seeds = [int(s) for s in seeds]
         note = "; ".join(filter(None, (note, self._not_counted(seeds, min(seeds, default=0) // 100 * 100)))) # seeds 0-9 choose, those from 100 on decide
         found = tidy(dict(claim=id, differences=list(differences), seeds=seeds, noise=None if noise is None else float(noise), unit=unit, note=note, data=data))
-        print(f"{id}: {claims.judge(known[id], claims.Measurement(**found)).text}")
+        if explored: found["differences"] = [float(d) for d in differences] # whole: a tie in the last printed digit falls as in what was first seen
+        said = claims.judge_all([known[id].model_copy(update={"same_contrast": None})], [found], explored) # by itself
+        for verdict in said: print(f"{id}: {verdict.text}")
         self.claims[id] = found
         if not self.dry: _write(self._file("claims.json"), _json(self.claims))
 
@@ -668,7 +689,7 @@ class Notebook(_Trials, _Outputs):
         self.figures = figures_folder(self.root, out)
         self.folder = self.figures / tier / paper / name
         self.dry, self.force, self.rebuild = (os.environ.get(k, "") for k in ("LTH_DRY_RUN", "LTH_FORCE", "LTH_REBUILD"))
-        self.used, self.outputs, self.claims, self.sweeps, self.trained, self.failed, self.diverged, self.hint = {}, set(), {}, [], 0, {}, {}, ""
+        self.used, self.outputs, self.claims, self.sweeps, self.trained, self.failed, self.diverged, self.missing, self.hint = {}, set(), {}, [], 0, {}, {}, set(), ""
         self.source, self.started = source_hash(self.path), time.monotonic()
         seen = sys._getframe(1).f_globals # the notebook's own names
         self.parameters = tidy({k: seen.get(k, p.default) for k, p in inspect(self.path).items()})
@@ -699,7 +720,7 @@ def _provenance(self):
     return {"paper": self.paper, "notebook": self.name, "tier": self.tier, "source": self.source,
         "parameters": self.parameters, "device": self.device, "plugins": plugin_hashes(),
         "seeds": sorted({t.seed for _, t in trials if hasattr(t, "seed")}),
-        "trials": {"count": len(trials), "kinds": sorted({t.kind for _, t in trials}), "hashes": [h for h, _ in trials]},
+        "trials": {"count": len(trials), "kinds": sorted({t.kind for _, t in trials}), "hashes": [h for h, _ in trials]} | ({"missing": len(self.missing)} if self.missing else {}),
         "code": code_version(self.root, modules=rendering(self.path), tables=tables_hash(self.paper)), "data": _data_used([t for _, t in trials], self.store if self.trained else None),
         "packages": package_versions(), "machine": machine(self.device), "engine": self.engine if self.trained else None, # what ran what was trained now
         "outputs": {name: file_hash(self.folder / name) for name in sorted(self.outputs)},
@@ -893,7 +914,7 @@ def measurements(folder): # figures/<tier>/<paper>
 class Report:
     "The verdicts at one tier."
     tier: str
-    rows: list # a dict a claim: verdict, paper, claim, statement, where, notebook, reported, measured, low, high, n, unit, ..., text
+    rows: list # a dict a claim, and one a contrast that was explored: verdict, paper, claim, statement, where, notebook, reported, measured, low, high, n, unit, ..., text
     left_out: list # sentences
     folder: Path # figures/<tier>
 
@@ -902,16 +923,16 @@ def report(
     tier: str,
     out: str = "", # folder of all figures; `figures` in the clone if empty
 ) -> Report:
-    "Judge every claim of every ledger on what the notebooks measured at `tier`."
+    "Judge every claim of every ledger on what the notebooks measured at `tier`; what was explored follows a paper's claims."
     from lth_companion.lab import claims
     folder, rows, left_out = figures_folder(root, out) / check_tier(tier), [], []
     for paper in ledgers():
         known = claims.ledger(paper)
         found, odd = measurements(folder / paper)
-        verdicts = claims.judge_all(known, found)
-        for claim, row in zip(known, claims.verdict_table(verdicts).to_dict("records")):
+        verdicts = claims.judge_all(known, found, claims.explorations(paper, tier))
+        for verdict, row in zip(verdicts, claims.verdict_table(verdicts).to_dict("records")):
             row = {k: None if isinstance(v, float) and math.isnan(v) else v for k, v in row.items()}
-            rows.append({"verdict": row.pop("verdict"), "paper": paper, **row, "where": claim.where, "notebook": claim.notebook, "tier": tier})
+            rows.append({"verdict": row.pop("verdict"), "paper": paper, **row, "where": verdict.claim.where, "notebook": verdict.claim.notebook, "tier": tier})
         left_out += odd
     return Report(tier, rows, left_out, folder)
 
@@ -920,12 +941,12 @@ def _number(value, signed=True): return "-" if value is None else f"{value:{'+' 
 def _interval(row): return "-" if row["low"] is None else f"[{row['low']:.2f}, {row['high']:.2f}]"
 
 def report_lines(found: Report) -> list:
-    "One text a claim: verdict, paper/claim, reported, measured, 95 % interval, n, unit, statement, the whole verdict."
+    "One text a row: verdict (or explores), paper/claim, reported, measured, 95 % interval, n, unit, statement, the whole verdict."
     fields = lambda r: (r["verdict"], f"{r['paper']}/{r['claim']}", _number(r["reported"]), _number(r["measured"]), _interval(r), r["n"], r["unit"], r["statement"], r["text"])
     return ["\t".join(" ".join(str(f).split()) for f in fields(r)) for r in found.rows]
 
 # %% ../../nbs/lab/08_reproduce.ipynb #12d84bd8
-COLOURS = {"reproduced": "#1b7837", "contradicted": "#b2182b", "equivalent within m": "#2166ac", "undecided": "#8a6d00", "not run at this tier": "#777777"}
+COLOURS = {"reproduced": "#1b7837", "contradicted": "#b2182b", "equivalent within m": "#2166ac", "undecided": "#8a6d00", "not run at this tier": "#777777", "explores": "#5e3c99"}
 STYLE = """body{font:15px/1.45 system-ui,sans-serif;max-width:1100px;margin:2em auto;padding:0 1em;color:#222}
 table{border-collapse:collapse;width:100%;margin:1em 0}td,th{border-bottom:1px solid #ddd;padding:.35em .5em;text-align:left;vertical-align:top}
 td.n{text-align:right;white-space:nowrap;font-variant-numeric:tabular-nums}small{color:#666}img{max-width:100%}figure{margin:1em 0}figcaption{color:#666}
@@ -934,14 +955,18 @@ b.v{white-space:nowrap}"""
 def report_page(found: Report, entries=()) -> str:
     "The report as one HTML page that lies in `found.folder`."
     parts = [f"<!doctype html><html lang='en'><meta charset='utf-8'><title>Reproduction report, tier {found.tier}</title><style>{STYLE}</style>",
-        f"<h1>Reproduction report, tier {found.tier}</h1>", "<p>" + ", ".join(f"{n} {html.escape(v)}" for v, n in _counts(found.rows).items()) + ".</p>"]
+        f"<h1>Reproduction report, tier {found.tier}</h1>", "<p>" + html.escape(counted(found.rows)) + ".</p>"]
     parts += [f"<p><b>{html.escape(s)}</b></p>" for s in found.left_out]
     for paper in dict.fromkeys(r["paper"] for r in found.rows):
         parts.append(f"<h2>{paper}</h2>" + _claims_html([r for r in found.rows if r["paper"] == paper]))
         parts += [_figures_html(folder, found.folder, entries) for folder in sorted((found.folder / paper).glob("*/")) if read_provenance(folder)]
     return "\n".join(parts) + "\n"
 
-def _counts(rows): return {v: n for v in COLOURS if (n := sum(r["verdict"] == v for r in rows))}
+def counted(rows) -> str:
+    "How many claims have which verdict; contrasts that were explored are counted apart and decide none."
+    count = {v: sum(r["verdict"] == v for r in rows) for v in COLOURS}
+    apart = count.pop("explores")
+    return ", ".join(f"{n} {v}" for v, n in count.items() if n) + (f"; {apart} contrasts explored, which decide nothing" if apart else "")
 
 # %% ../../nbs/lab/08_reproduce.ipynb #3b9a8c63
 def _claims_html(rows):

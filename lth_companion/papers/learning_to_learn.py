@@ -379,6 +379,6 @@ def thesis_size(tier:str, device:str='cpu', seeds:list=()) -> Size:
     if tier == 'smoke':
         fields = dict(train_size=6000, recipe=Recipe(max_epochs=3, min_epochs=3, patience=None), **at)
         return Size(fields, list(seeds) or [0, 1], [100, 101], [.005, .01], [.005])
-    recipe = Recipe() if tier == 'paper' else Recipe(min_epochs=30)
+    recipe = Recipe() if tier == 'paper' else Recipe(min_epochs=30, graph=tier == 'gpu' and device == 'cuda')      # in float32 there: what was measured of stacks of LeNets
     fresh = {'laptop': 20, 'gpu': 10, 'paper': 14}[tier]
     return Size(dict(recipe=recipe, **at), list(seeds) or list(range(count)), list(range(100, 100 + fresh)), extreme if tier == 'laptop' else every, hard)

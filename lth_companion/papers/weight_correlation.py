@@ -382,7 +382,7 @@ def correlation_settings(tier:str, device:str='cpu', seeds:list=(), store=None) 
         here = store is None or narrow.available(store, [t for lr in narrow.lrs for seed in narrow.seeds for _, t in family(narrow, lr, seed)])
         found.append(narrow if here else resnet('fashion-mnist', 'Fashion-MNIST'))
     elif tier == 'gpu':
-        found = [_setting(f'{m} on cifar10', dict(data='cifar10', model=m, **at), 15, seeds or range(100, 103), 8, (5, 8), (3, 8), basic + ['rewind', 'one-shot WT', 'one-shot P&F', 'ADMM WT', 'ADMM P&F'], augment='crop-flip', **conv)
+        found = [_setting(f'{m} on cifar10', dict(data='cifar10', model=m, **at), 15, seeds or range(100, 103), 8, (5, 8), (3, 8), basic + ['rewind', 'one-shot WT', 'one-shot P&F', 'ADMM WT', 'ADMM P&F'], augment='crop-flip', **training.fast_on(device))
                  for m in ('resnet-20', 'vgg-11', 'mobilenet-v2')]
     else:
         found = [_setting(f'{m} on {d}', dict(data=d, model=m, **at), 150, seeds or range(100, 105), 9, tuple(range(1, 10)), tuple(range(1, 10)), every, augment='crop-flip', **conv)

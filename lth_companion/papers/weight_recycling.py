@@ -17,7 +17,7 @@ import torch
 from pydantic import Field, model_validator
 from ..training import data as datasets
 from ..tickets import generator
-from ..training.loop import Recipe, train
+from ..training.loop import Recipe, fast_on, train
 from ..methods.supermasks import Search, Supermask, SupermaskError, frozen_weights, search
 from ..measures.storage import Source, StorageError, bits_by_form
 from ..measures.diversity import disagreement, distances, ensemble, independent_disagreement, logits, pair, path, random_scores
@@ -260,7 +260,7 @@ def recycling_settings(tier:str, device:str='cpu', seeds:list=()) -> dict[str, S
                  make('conv-4 on Fashion-MNIST', narrow('conv-4'), 12, .1, (.1,), (.1,), range(100, 108), 3, MAIN[:5], scaled=True, **conv),
                  make('LeNet on MNIST', dict(data='mnist', **lenet), 20, 2., (.1,), (.1,), range(100, 110), 3, MAIN[:5])]
     else:
-        epochs, data = (50, 'cifar10-jpeg') if tier == 'gpu' else (250, 'cifar10')
+        epochs, data, conv = (50, 'cifar10-jpeg', fast_on(device)) if tier == 'gpu' else (250, 'cifar10', conv)
         found = [make(f'{m} on {data}', dict(data=data, model=m), epochs, .1, (.1, .5) if tier == 'gpu' else (.1, .8, .6, .5, .4, .2), (.1,), range(100, 103), 3, widths=(.5, 1.), dense_lr=.01,
                       augment='crop-flip', **conv, **(dict(weight_decay=5e-4) if m == 'resnet-18' else {})) for m in ('conv-6', 'conv-2', 'conv-4', 'conv-8', 'resnet-18')]
     return {s.name: s for s in found}
