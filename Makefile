@@ -1,4 +1,5 @@
-# make figures     install, fetch MNIST, run the smoke tier of every paper notebook, print the report
+# make figures     install, rebuild the laptop tier's figures from the committed trials, train one small notebook a paper, print what was found
+# make smoke       install, run the smoke tier of every paper notebook, print its report
 # make test        install, check the house, test the notebooks of the library, pytest
 # make lab         install, open JupyterLab
 # make bench       install, print the benchmarks' ratios and what worsened; adds a line to benchmarks/results/<machine>.json (about 15 minutes, on an idle machine)
@@ -11,7 +12,7 @@ SHELL := bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := figures
 .DELETE_ON_ERROR:
-.PHONY: venv figures test lab bench bench-gpu faults fuzz dask-smoke clean
+.PHONY: venv figures smoke test lab bench bench-gpu faults fuzz dask-smoke clean
 
 # one thread a process: small layers are slower with two, and worker processes use the other cores
 export OMP_NUM_THREADS := 1
@@ -32,6 +33,15 @@ $(INSTALLED): settings.ini setup.py constraints.txt
 	@touch $@
 
 figures: venv
+	@$(BIN)/lth data fetch mnist
+	@echo "make: every figure and table, from the trials in figures/laptop; nothing is trained"
+	@$(BIN)/lth run --tier laptop --rebuild
+	@echo "make: and one small notebook a paper, to see it train (tier smoke)"
+	@$(BIN)/lth run learning_to_learn/01 weight_correlation/02 granet/02 weight_recycling/02 --tier smoke
+	@$(BIN)/lth report --tier laptop --brief 2> /dev/null || $(BIN)/lth report --tier laptop --brief
+	@echo "make: the page with every claim, figure and table is figures/laptop/report.html"
+
+smoke: venv
 	$(BIN)/lth data fetch mnist
 	@$(BIN)/lth data fetch fashion-mnist || echo "make: without Fashion-MNIST; notebook 07 leaves its part of it out"
 	$(BIN)/lth run --tier smoke

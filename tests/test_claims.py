@@ -209,7 +209,8 @@ def test_verdict_text_says_what_is_needed():
 def test_not_worse_is_tested_against_the_margin():
     claim = BY_ID["iterative-synflow"].model_copy(update={"confirmatory": False})
     judge = lambda mean, **kw: c.judge(claim, make(mean, 0.3, 12, claim=claim.id, **kw)).word
-    assert judge(-0.2, noise=0.6) == "reproduced" and judge(-1.5, noise=0.6) == "contradicted" and judge(-0.6, noise=0.6) == "undecided"
+    assert judge(0.2, noise=0.6) == "reproduced" and judge(-1.5, noise=0.6) == "contradicted" and judge(-0.6, noise=0.6) == "undecided"
+    assert judge(-0.2, noise=0.6) == "equivalent within m"      # not worse by more than the margin, and on the wrong side of 0
     assert judge(1.0) == "undecided"  # no margin known
 
 def test_equality_claim():
@@ -312,3 +313,17 @@ def test_differences_pair_by_seed():
     rows = pd.DataFrame({"scorer": list("aabb"), "seed": [1, 2, 2, 3], "accuracy": [1.0, 2.0, 5.0, 7.0]})
     assert c.differences(rows, {"scorer": "b"}, {"scorer": "a"}) == ([3.0], [2])
     with pytest.raises(ValueError, match="several"): c.differences(pd.concat([rows, rows]), {"scorer": "b"}, {"scorer": "a"})
+
+@pytest.mark.parametrize("data, tier, far", [("", "laptop", "same"), ("", "smoke", "smaller"), ("vgg-19 on 50,000 cifar10-jpeg images", "gpu", "smaller"), ("vgg-19 at width 0.5 on 3,000 cifar10 images", "gpu", "smaller"),
+    ("LeNet-300-100 on 20,000 MNIST images", "laptop", "other"), ("vgg-19 on 50,000 cifar100 images", "gpu", "other"), ("vgg-11 on 50,000 cifar10 images", "gpu", "other")])
+def test_how_far_from_its_setting_a_claim_was_measured(data, tier, far):
+    claim = BY_ID["headline-0.005"].model_copy(update=dict(data="cifar10", model="vgg-19"))
+    assert c.distance(claim, data, tier) == far
+
+def test_who_says_it():
+    for paper in ("learning_to_learn", "granet", "weight_correlation", "weight_recycling"):
+        for claim in c.ledger(paper):
+            assert claim.says in c.SAYS and (claim.says == "ours") == (claim.source == "OURS")
+            if claim.reported is not None: assert claim.says == "paper"
+    rows = c.verdict_table([c.judge(BY_ID["headline-0.005"], make(1., .3, 12, noise=.6)), c.judge(BY_ID["headline-0.005"], None)])
+    assert rows.says.tolist() == ["paper"] * 2 and rows.distance[0] == "same" and rows.distance[1] is None or rows.distance.isna()[1]

@@ -210,13 +210,15 @@ def test_the_gpu_tiers_report_shows_what_was_explored(capsys, tmp_path):
     shutil.copytree(HERE.parent / "figures" / "gpu", tmp_path / "gpu")
     code, out, err = lth(capsys, "report", "--tier", "gpu", "--repo", str(HERE.parent), "--out", str(tmp_path))
     rows = [line.split("\t") for line in out.splitlines()]
-    found = {fields[7].split(" (vgg")[0]: fields for fields in rows if fields[0] == "explores"}
+    found = {fields[9].split(" (vgg")[0]: fields for fields in rows if fields[0] == "explores"}
     assert code == 0 and {k: f[3:6] for k, f in found.items()} == {
         "GraNet (s_i=0.5) - RigL at density 0.02": ["+1.27", "[0.69, 1.85]", "4"], "GraNet (s_i=0) - GMP at density 0.02": ["+0.09", "[-0.25, 0.43]", "4"],
         "GMP - RigL at density 0.02": ["+0.60", "[-1.22, 2.41]", "4"], "RigL - SET at density 0.02": ["+0.53", "[0.22, 0.84]", "4"], "GraNet (s_i=0.5) - GMP at density 0.02": ["+0.67", "[-0.60, 1.95]", "4"]}
     for fields in found.values():
-        for text in fields[7:]: assert all(said in text for said in ("vgg-19 on 50,000 cifar10-jpeg images", "20 epochs", "an eighth of its epochs (20 of 160)", "JPEG images", "seeds 104 to 113"))
-    assert "; 5 contrasts explored, which decide nothing; page" in err and sum(int(n) for n in re.findall(r"(\d+) [a-z]", err.split(": ", 1)[1].split(";")[0])) == len(rows) - 5
+        for text in fields[9:]: assert all(said in text for said in ("vgg-19 on 50,000 cifar10-jpeg images", "20 epochs", "an eighth of its epochs (20 of 160)", "JPEG images", "seeds 104 to 113"))
+    assert "granet: 5 contrasts explored, which decide nothing" in err
+    assert sum(int(n) for line in err.splitlines() if "contrasts" not in line for n in re.findall(r"(\d+) (?:reproduced|contradicted|equivalent|undecided|not run)", line)) == len(rows) - 5
+    assert {fields[8] for fields in rows if fields[0] != "not run at this tier" and fields[1].startswith("granet/")} == {"smaller", "other"}      # CIFAR-10's claims, and CIFAR-100's
     assert all(int(fields[5]) <= 10 for fields in rows if fields[0] != "explores" and fields[1].startswith("granet/"))      # of 14 seeds
     page = (tmp_path / "gpu" / "report.html").read_text()
     assert page.count(">explores</b>") == 5 and "5 contrasts explored, which decide nothing" in page
@@ -249,3 +251,10 @@ def test_a_note_that_is_no_note_is_left_out(tmp_path):
     quiet(logged(tmp_path, 1, action="raise"), tmp_path / "s")
     (tmp_path / "s" / "failed" / f"{'0' * 64}.txt").write_text("cut sho")
     assert [f["failed"] for f in T.failures(Store(tmp_path / "s"))] == ["number 0 is not to be run"]
+
+def test_the_brief_report_says_what_was_found(capsys):
+    "At most ten lines a paper, each with its numbers; nothing that was not run, nothing that leans on the line before."
+    code, out, _ = lth(capsys, "report", "--tier", "laptop", "--brief", "--repo", str(HERE.parent))
+    lines = [line.split("\t") for line in out.splitlines()]
+    assert code == 0 and {p: 1 <= sum(l[0] == p for l in lines) <= 10 for p in ("granet", "learning_to_learn", "weight_correlation", "weight_recycling")} == dict.fromkeys(("granet", "learning_to_learn", "weight_correlation", "weight_recycling"), True)
+    assert all(len(l) == 4 and l[1] in ("reproduced", "contradicted", "equivalent within m", "undecided") and re.search(r"n = \d+$", l[2]) and not l[3].startswith("The same") for l in lines)

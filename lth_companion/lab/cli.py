@@ -288,6 +288,7 @@ def _short(path):
 def report(
     tier: Annotated[str, typer.Option(help="smoke, laptop, gpu or paper.  [default: laptop, or smoke where only that has run]", show_default=False)] = "",
     as_json: Annotated[bool, typer.Option("--json", help="A JSON list, one object a claim.")] = False,
+    brief: Annotated[bool, typer.Option("--brief", help="At most ten lines a paper: what was found.")] = False,
     out: Out = "",
     repo: Repo = "",
 ):
@@ -305,10 +306,11 @@ def report(
     page = found.folder / "report.html"
     reproduce._write(page, report_page(found, catalogue(root)))
     if as_json: print(json.dumps(found.rows, indent=1, ensure_ascii=False))
+    elif brief: print("\n".join(reproduce.found_lines(found.rows)))
     elif on_terminal(): report_tables(found)
     else: print("\n".join(report_lines(found)))
     for sentence in found.left_out: complain(sentence)
-    print(f"tier {tier}: {reproduce.counted(found.rows)}; page: {_short(page)}", file=sys.stderr)
+    print("\n".join([*reproduce.counted(found.rows), f"tier {tier}, the page with figures: {_short(page)}"]), file=sys.stderr)
     if found.left_out: raise typer.Exit(1)
 
 # %% ../../nbs/lab/12_cli.ipynb #999894a8
@@ -316,8 +318,8 @@ def report_tables(found) -> None:
     "The report on a terminal: a table a paper."
     words = {v: f"bold {c}" for v, c in reproduce.COLOURS.items()}
     for paper in dict.fromkeys(r["paper"] for r in found.rows):
-        rows = [(r["verdict"], r["statement"], reproduce._number(r["reported"]), reproduce._number(r["measured"]), reproduce._interval(r), r["n"], r["unit"]) for r in found.rows if r["paper"] == paper]
-        show_table(f"{paper}, tier {found.tier}", ("verdict", "claim", "reported", "measured", "95 % interval", "n", "unit"), rows, words)
+        rows = [(r["verdict"], r["statement"], reproduce._number(r["reported"]), reproduce._number(r["measured"]), reproduce._interval(r), r["n"], r["unit"], r["says"], r["distance"] or "-") for r in found.rows if r["paper"] == paper]
+        show_table(f"{paper}, tier {found.tier}", ("verdict", "claim", "reported", "measured", "95 % interval", "n", "unit", "who says it", "setting"), rows, words)
 
 # %% ../../nbs/lab/12_cli.ipynb #48305cbf
 @data_app.command("status")
