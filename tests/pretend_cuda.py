@@ -69,8 +69,8 @@ def _is_cpu(f, t): return f(t) and not on_cuda(t)
 def _get_device(f, t): return 0 if on_cuda(t) else f(t)
 
 def _type(f, t, *a, **k):
-    said = f(t, *a, **k)
-    return said.replace("torch.", "torch.cuda.", 1) if isinstance(said, str) and on_cuda(t) else said
+    if a or k: return settle(f(t, *a, **k), on_cuda(t), None, [t])
+    return f(t).replace("torch.", "torch.cuda.", 1) if on_cuda(t) else f(t)
 
 def _repr(f, t, *a, **k): return f"{f(t, *a, **k)[:-1]}, device='cuda:0')" if on_cuda(t) else f(t, *a, **k)
 
@@ -116,10 +116,10 @@ def check_index(name, target, index, value=None):
     if _advanced(index) and isinstance(value, torch.Tensor) and value.dim() and on_cuda(value) != on_cuda(target): raise mixed(name)
 
 def check_meeting(name, tensors, out):
-    "RuntimeError where tensors of both sides meet; numbers of the CPU are welcome everywhere but as the result (the first tensor of an operation in place, and `out`)."
+    "RuntimeError where others meet a tensor of the device; numbers of the CPU are welcome, but not as the result (the first tensor of an operation in place, and `out`)."
     written = [*tensors[:1] * (name.endswith("_") and not name.endswith("__") or name.startswith("__i") and name != "__index__"), *tensors_in(out)]
     guests = [t for t in tensors if t.dim() or name in NUMBERS_TOO] + written
-    if any(map(on_cuda, tensors)) and not all(map(on_cuda, guests)): raise mixed(name)
+    if not all(map(on_cuda, guests)): raise mixed(name)
 
 
 # ---------------------------------------------------------------- the mode
@@ -174,15 +174,28 @@ def settle(out, side, asked, inputs):
 
 CAPTURING = "CUDA error: operation not permitted when stream is capturing"
 
+def selects(name, args) -> bool:
+    "Whether a call indexes by a mask, whose count decides a shape; a number written through one is a fill."
+    if name not in ("__getitem__", "__setitem__") or not any(t.dtype == torch.bool for t in tensors_in(_advanced(args[1]))): return False
+    return name == "__getitem__" or isinstance(args[2], torch.Tensor) and args[2].numel() != 1
+
+def fetches(name, args, kwargs) -> bool:
+    "Whether a call carries numbers from one side to the other."
+    device = kwargs.get("device", kwargs.get("other", args[1] if len(args) > 1 else None))
+    if name == "copy_": return on_cuda(args[0]) != on_cuda(args[1])
+    if name == "cuda": return not on_cuda(args[0])
+    if name == "to" and isinstance(device, (str, int, torch.device, torch.Tensor)): return on_cuda(args[0]) != (on_cuda(device) if isinstance(device, torch.Tensor) else side_of(device))
+    return name in ("tensor", "as_tensor") and kwargs.get("device") is not None and bool(side_of(kwargs["device"])) and not (isinstance(args[0], torch.Tensor) and on_cuda(args[0]))
+
 def refuse_to_wait(name, args, kwargs):
     "RuntimeError for a call in a capture that would wait for the device, or fetch from the CPU."
-    tensors = list(tensors_in([args, kwargs]))
-    here = any(map(on_cuda, tensors))
-    masked = name in ("__getitem__", "__setitem__") and any(t.dtype == torch.bool for t in tensors_in(_advanced(args[1]))) and not (name == "__setitem__" and (not isinstance(args[2], torch.Tensor) or args[2].numel() == 1))
-    target = kwargs.get("device", args[1] if name == "to" and len(args) > 1 else None)
-    sides = {on_cuda(t) for t in tensors if t.numel()} | ({side_of(target)} if isinstance(target, (str, torch.device)) and name in ("to", "tensor", "as_tensor") else set())
-    fetched = name in ("to", "copy_", "tensor", "as_tensor") and (sides == {True, False} or name != "to" and name != "copy_" and sides == {True} and not tensors)
-    if here and (name in WAITING or masked) or fetched: raise RuntimeError(f"{CAPTURING} (in {name})")
+    if fetches(name, args, kwargs) or (name in WAITING or selects(name, args)) and any(map(on_cuda, tensors_in([args, kwargs]))): raise RuntimeError(f"{CAPTURING} (in {name})")
+
+def replaced(value, tensor):
+    "Nested lists, tuples and dicts anew, with `tensor(t)` for every tensor."
+    if isinstance(value, torch.Tensor): return tensor(value)
+    if isinstance(value, (list, tuple)) and any(True for _ in tensors_in(value)): return type(value)([replaced(v, tensor) for v in value])
+    return {k: replaced(v, tensor) for k, v in value.items()} if isinstance(value, dict) else value
 
 class Tape:
     "The operations of a capture, with the tensors they were given and gave."
@@ -193,16 +206,13 @@ class Tape:
         found = list(tensors_in(out))
         if not found and (out is not None or not given): return      # it asked for a shape, say
         ambient = torch.is_grad_enabled(), torch.is_autocast_enabled("cpu"), torch.get_autocast_dtype("cpu")
-        self.steps.append((f, args, kwargs, found, ambient))
+        self.steps.append((f, *(replaced(given, lambda t: t) for given in (args, kwargs)), found, ambient))      # lists of tensors as they are now
         memory = {id(t.untyped_storage()) for t in given}
         self.made += [t for t in found if id(t.untyped_storage()) not in memory and t.numel() <= t.untyped_storage().nbytes() // max(t.element_size(), 1)]
 
     def run(self):
         now = {}      # id of a tensor of the capture -> what stands for it in this replay
-        def present(value):
-            if isinstance(value, torch.Tensor): return now.get(id(value), value)
-            if isinstance(value, (list, tuple)) and any(True for _ in tensors_in(value)): return type(value)(map(present, value))
-            return {k: present(v) for k, v in value.items()} if isinstance(value, dict) else value
+        def present(value): return replaced(value, lambda t: now.get(id(t), t))
         for f, args, kwargs, found, (grad, cast, dtype) in self.steps:
             with torch.set_grad_enabled(grad), torch.autocast("cpu", dtype, cast, cache_enabled=False) if cast else contextlib.nullcontext():
                 now |= {id(old): new for old, new in zip(found, tensors_in(f(*present(args), **present(kwargs)))) if new is not old}

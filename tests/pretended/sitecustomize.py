@@ -16,18 +16,23 @@ def pretend():
 
 
 class AfterTorch(importlib.abc.MetaPathFinder):
-    "Finds torch as the others do, and pretends when it has been loaded."
+    "Finds torch as the others do, and pretends when it has been loaded (not when somebody asked whether it is there)."
+    asking = False
+
     def find_spec(self, name, path=None, target=None):
-        if name != "torch": return None
-        sys.meta_path.remove(self)
-        spec = importlib.util.find_spec(name)
-        if spec and spec.loader:
-            load = spec.loader.exec_module
-            def exec_module(module):
-                load(module)
-                pretend()
-            spec.loader.exec_module = exec_module
+        if name != "torch" or self.asking: return None
+        self.asking = True
+        try: spec = importlib.util.find_spec(name)
+        finally: self.asking = False
+        if spec and spec.loader: spec.loader.exec_module = self.then_pretend(spec.loader.exec_module)
         return spec
+
+    def then_pretend(self, load):
+        def exec_module(module):
+            load(module)
+            sys.meta_path.remove(self)
+            pretend()
+        return exec_module
 
 
 def next_one():
