@@ -9,7 +9,7 @@ __all__ = ['SCHEDULES', 'schedule', 'LayerCollapse', 'prune']
 import math, warnings
 import torch
 from torch import Tensor
-from ..tickets import prunable
+from ..tickets import check_masks, prunable
 from ..selection import keep_top, check_density, SelectionError
 from .stacking import call, scorer as parse
 
@@ -47,8 +47,8 @@ def prune(model, scorer, density:float, batches, rounds:int=1, schedule:str='exp
     if not isinstance(rounds, int) or rounds < 1: raise SelectionError(f'rounds is {rounds!r}; give a whole number of at least 1.')
     if ties not in ('canonical', 'seeded'): raise SelectionError(f'ties is {ties!r}; it is "canonical" or "seeded".')
     if ties == 'seeded' and generator is None: raise SelectionError('ties="seeded" needs a generator; pass lth_companion.tickets.generator(seed, "scores").')
-    at = globals()['schedule'](schedule)
-    run = {}
+    at, run = globals()['schedule'](schedule), {}
+    if masks is not None: masks = check_masks(masks, model)
     for e in range(1, rounds + 1):
         scores = call(scorer, model, batches, masks=masks, mode=mode, generator=generator, run=run)
         if masks is not None and not revive: scores = _stay_pruned(scores, masks)

@@ -29,12 +29,12 @@ def _mode(model, mode):
         for m, flag in before.items(): m.training = flag
 
 def _effective(model, masks):
-    "The weights of `model` and the leaves `w * m` that stand in for them."
+    "The weights of `model`, the leaves `w * m` that stand in for them, and the masks where the model is."
     weights = {n: p.detach() for n, p in prunable(model).items()}
     if not weights: raise ScoreError('This model has no linear or convolution weights, so there is nothing to score.')
     if masks is not None: masks = check_masks(masks, model)
     leaves = {n: (w * masks[n] if masks is not None else w.clone()).requires_grad_() for n, w in weights.items()}
-    return weights, leaves
+    return weights, leaves, masks
 
 def _forward(model, leaves, inputs):
     "The outputs of `model` with `leaves` as its weights, and everything else of it copied."
@@ -123,7 +123,7 @@ def snip(model, batches, *, masks=None, mode='eval', generator=None) -> dict[str
     "|w * dL/d(w*m)|, the mask gradient, normalised to sum 1 over all prunable weights (Lee et al. 2019, eqs. 5-6)."
     batches, total = _batches(batches)
     with _mode(model, mode):
-        weights, leaves = _effective(model, masks)
+        weights, leaves, _ = _effective(model, masks)
         grads = _loss_gradients(model, leaves, batches, total)
     raw = {n: (weights[n] * g).abs() for n, g in grads.items()}
     norm = sum(s.sum(dtype=torch.float64) for s in raw.values())
@@ -138,7 +138,7 @@ def grasp(model, batches, *, masks=None, mode='eval', generator=None, temperatur
     iterative schedules leave the last training batch's gradient there."""
     batches, total = _batches(batches)
     with _mode(model, mode):
-        weights, leaves = _effective(model, masks)
+        weights, leaves, masks = _effective(model, masks)
         through = (lambda n, g: g * masks[n]) if masks is not None else (lambda n, g: g)
         if len(batches) == 1:      # one graph serves g and H g
             first = _loss_gradients(model, leaves, batches, total, temperature, create_graph=True)
@@ -152,7 +152,7 @@ def grasp(model, batches, *, masks=None, mode='eval', generator=None, temperatur
                 part = _loss_gradients(model, leaves, [(x, y)], total, temperature, create_graph=True)
                 hv = torch.autograd.grad(list(part.values()), list(leaves.values()), list(vector.values()))
                 products = hv if products is None else [p + q for p, q in zip(products, hv)]
-    raw = {n: weights[n] * (through(n, h.detach()) + (0 if stale is None else stale[n])) for n, h in zip(leaves, products)}
+    raw = {n: weights[n] * (through(n, h.detach()) + (0 if stale is None else stale[n].to(h.device))) for n, h in zip(leaves, products)}
     norm = abs(sum(s.sum(dtype=torch.float64) for s in raw.values())) + 1e-10
     if not torch.isfinite(norm): raise ScoreError('GraSP met a loss that is not finite; check the inputs and the weights.')
     return {n: (s / norm).to(s.dtype) for n, s in raw.items()}
@@ -175,7 +175,7 @@ def _synflow(model, masks, inputs, dtype):
 
 def _scaled_synflow(model, masks, inputs, mode):
     "SynFlow's scores on `inputs`, in float32 if they fit there, else from float64 by a power of two."
-    if masks is not None: check_masks(masks, model)
+    if masks is not None: masks = check_masks(masks, model)
     own = next(iter(prunable(model).values()), torch.zeros(1)).dtype
     with _mode(model, mode):
         raw = _synflow(model, masks, inputs, torch.float64 if own == torch.float64 else torch.float32)

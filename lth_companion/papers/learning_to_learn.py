@@ -300,7 +300,7 @@ def _stale(scorer, gradient):
 def run_levels(trial:TicketTrial) -> tuple[dict, Ticket, Ticket, dict]:
     "An I-SS or I-MS trial: the final summary, the final ticket before and after its training, and notes a level."
     net, scorer = start(trial), parse(trial.scorer)
-    begin = Ticket.of(net)
+    begin = Ticket.of(copy.deepcopy(net).cpu())      # tickets live on the CPU, whatever trains them
     inner = trial.model_copy(update={'recipe': trial.recipe.model_copy(update={'min_epochs': 0})})
     ticket, notes = begin, {'level_accuracy': [], 'level_epochs': [], 'level_revived': []}
     for level, density in enumerate(level_densities(trial)):
@@ -310,7 +310,7 @@ def run_levels(trial:TicketTrial) -> tuple[dict, Ticket, Ticket, dict]:
         full = {n: torch.where(ticket.masks[n].bool(), trained.weights[n], begin.weights[n]) for n in begin.weights}
         with torch.no_grad():
             for n, p in net.named_parameters(): p.copy_((full | trained.rest)[n])
-        masks = _prune(trial, net, _stale(scorer, gradient) if trial.stale_gradient else scorer, density, level + 1, ticket.masks)
+        masks = {n: m.cpu() for n, m in _prune(trial, net, _stale(scorer, gradient) if trial.stale_gradient else scorer, density, level + 1, ticket.masks).items()}
         notes['level_revived'].append(sum(int(((ticket.masks[n] == 0) & (masks[n] == 1)).sum()) for n in masks))
         last = level == trial.levels - 1 and not trial.last_rewind
         ticket = Ticket(full, masks, trained.rest) if last else Ticket(begin.weights, masks, begin.rest)

@@ -294,10 +294,10 @@ class _Block:
         for l, n in enumerate(self.names):
             at = (slice(0, len(u[l + 1])), slice(0, len(u[l])))
             new = weights[n][u[l + 1]]
-            new[:, u[l]] = self.w[l][j].detach().cpu()[at]
+            new[:, u[l]] = self.w[l][j].detach()[at].to(new.device)
             weights[n][u[l + 1]] = new
             bias = _layers(t)[2][l].clone()
-            bias[u[l + 1]] = self.b[l][j, 0].detach().cpu()[:len(u[l + 1])]
+            bias[u[l + 1]] = self.b[l][j, 0].detach()[:len(u[l + 1])].to(bias.device)
             rest[n.removesuffix('weight') + 'bias'] = bias
         return Ticket({n: w * t.masks[n] for n, w in weights.items()}, t.masks, rest)
 
@@ -306,7 +306,7 @@ class _Block:
         out = {n: torch.zeros_like(w) for n, w in t.weights.items()}
         for l, n in enumerate(self.names):
             rows = out[n][u[l + 1]]
-            rows[:, u[l]] = self.w[l].grad[j].cpu()[:len(u[l + 1]), :len(u[l])]
+            rows[:, u[l]] = self.w[l].grad[j][:len(u[l + 1]), :len(u[l])].to(rows.device)
             out[n][u[l + 1]] = rows
         return out
 
