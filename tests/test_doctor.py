@@ -216,3 +216,23 @@ def test_a_scheduler_that_does_not_answer(tmp_path, quick):
     assert wrong["cluster"].startswith("No Dask scheduler answers at tcp://127.0.0.1:9 (") and "start one" in wrong["cluster"]
     (tmp_path / "c.yaml").write_text("slurm: {worker: 3}")
     assert "slurm.worker: Extra inputs" in doctor(path=[quick], LTH_CLUSTER_CONFIG=tmp_path / "c.yaml")[0]["cluster"]
+
+
+# ---- GPUs
+
+def test_a_machine_without_a_gpu_has_one_line_each_for_device_mps_and_bf16():
+    lines = doctor()[1]
+    assert lines["device"] == "note no CUDA device; tiers smoke and laptop do not need one" and lines["MPS"] == "note no GPU to share"
+    assert re.match("(ok|note) on this processor: (AMX|AVX-512|no units|this system)", lines["bf16"])
+
+
+@pytest.mark.parametrize("tool, says", [(None, "note nvidia-cuda-mps-control is not here, so processes would take turns on the GPU and one is the default"),
+    ("exit 1", "note does not run, so processes would take turns on the GPU and one is the default; export CUDA_MPS_PIPE_DIRECTORY=/tmp/nvidia-mps; nvidia-cuda-mps-control -d starts it, echo quit | nvidia-cuda-mps-control ends it"),
+    ("exit 0", "ok runs: processes share the GPU")], ids=["absent", "ended", "runs"])
+def test_a_pretended_gpu_and_its_mps(tmp_path, tool, says):
+    (tmp_path / "control").touch()
+    if tool:
+        (program := tmp_path / "nvidia-cuda-mps-control").write_text(f"#!/bin/sh\n{tool}\n"); program.chmod(0o755)
+    lines = doctor(path=[ROOT / "tests" / "pretended"], LTH_PRETEND_CUDA="1", PATH=f"{tmp_path}{os.pathsep}{os.environ['PATH']}", CUDA_MPS_PIPE_DIRECTORY=tmp_path)[1]
+    assert lines["device"].startswith("ok ") and "GiB" in lines["device"] and lines["MPS"].startswith(says)
+    assert lines["bf16"].endswith("on the GPU bf16 with channels_last under a graph is fastest")
