@@ -20,10 +20,10 @@ def tools():
     from lth_companion.papers import learning_to_learn as experiments, weight_recycling as searches
     from lth_companion.methods import supermasks
     from lth_companion import tickets
-    from lth_companion.lab import trials
+    from lth_companion.lab import sweeps
     torch.set_num_threads(1)
     return types.SimpleNamespace(torch=torch, device=torch.device(os.environ.get("BENCH_DEVICE", "cuda")), cohorts=cohorts, costs=costs, data=data, experiments=experiments, models=models,
-                                 searches=searches, supermasks=supermasks, tickets=tickets, training=training, trials=trials)
+                                 searches=searches, supermasks=supermasks, tickets=tickets, training=training, sweeps=sweeps)
 
 def images(t, n, shape=(3, 32, 32)):
     "Random images on the device; a tenth more for the test."
@@ -193,7 +193,7 @@ def table(quick):
     if quick: methods, size = methods[:2], size._replace(fields=size.fields | dict(data="digits", train_size=200))
     fields = size.fields | {"recipe": size.fields["recipe"].model_copy(update={"graph": True})}
     trials = [t.experiments.thesis(m, d, seed=s, **fields) for m in methods for d in size.densities for s in size.seeds]
-    with tempfile.TemporaryDirectory() as folder: rows = t.trials.run(trials, folder, progress="plain")
+    with tempfile.TemporaryDirectory() as folder: rows = t.sweeps.run(trials, folder, progress="plain")
     assert rows.failed.isna().all(), rows.failed.dropna().iloc[0]
     print(f"{len(trials)} trials of the thesis's table in {rows.attrs['seconds']:.0f} s", flush=True)
 

@@ -334,7 +334,8 @@ def imp(quick):
     "What a level of IMP costs beyond its training: the cut, the rewinding, R_p and its chance, the files."
     import tempfile
     from lth_companion.papers import weight_correlation as branches
-    from lth_companion.lab.trials import Store, run
+    from lth_companion.lab.store import Store
+    from lth_companion.lab.sweeps import run
     trained, plain = [], branches.fit
     def timed(*args, **kw):
         t = time.perf_counter(); out = plain(*args, **kw); trained.append(time.perf_counter() - t)

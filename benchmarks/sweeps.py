@@ -5,7 +5,8 @@ from lth_companion.methods.dynamic import settings
 from lth_companion.papers.learning_to_learn import TicketTrial
 from lth_companion.papers.granet import SparseTrial
 from lth_companion.training.loop import Recipe
-from lth_companion.lab.trials import Idle, Store, Workers, groups, run
+from lth_companion.lab.sweeps import Idle, Workers, groups, run
+from lth_companion.lab.store import Store
 
 def quietly(trials, root, **options):
     "Seconds that a sweep takes."

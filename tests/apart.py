@@ -1,7 +1,8 @@
 """What a GPU may differ by: bounds that follow from what a CPU does by itself. Rounding is compared with that of a CPU's own float32 around
 a run in float64; an accuracy after a chaotic training, with what another seed makes of it."""
 import torch
-from lth_companion.lab.trials import Store, run
+from lth_companion.lab.store import Store
+from lth_companion.lab.sweeps import run
 
 SLACK = 3       # three times the largest of a few distances, which a GPU would exceed about never if it rounds no worse than a CPU
 

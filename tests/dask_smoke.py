@@ -10,7 +10,7 @@ import argparse, os, pathlib, shutil, signal, subprocess, sys, tempfile, time
 from distributed import Client
 
 from lth_companion.lab.reproduce import catalogue, read_provenance, select
-from lth_companion.lab.trials import Store
+from lth_companion.lab.store import Store
 from test_clusters import Lab
 from test_trials import until
 

@@ -11,8 +11,9 @@ from typing import ClassVar
 
 import pandas as pd
 
-from lth_companion.lab import clusters, trials as engine
-from lth_companion.lab.trials import Store, Trial, unseal
+from lth_companion.lab import clusters, store as engine_store, sweeps as engine_sweeps
+from lth_companion.lab.store import Store, unseal
+from lth_companion.lab.trials import Trial
 
 HERE = pathlib.Path(__file__).resolve().parent
 now = functools.partial(time.clock_gettime_ns, time.CLOCK_REALTIME)  # the clock of the files' times, whatever becomes of time.time
@@ -125,9 +126,9 @@ def script():
 def sweep(root, runs, fields, count, workers):
     "Run the trials, write the table; a sentence and an exit code, as `lth` has them, if that cannot be."
     from faults import Traced  # where this file is the program, its own class is not known elsewhere
-    try: rows = engine.run([Traced(number=n, **fields) for n in range(count)], runs, workers, progress="silent")
+    try: rows = engine_sweeps.run([Traced(number=n, **fields) for n in range(count)], runs, workers, progress="silent")
     except KeyboardInterrupt: sys.exit(130)
-    except (engine.StoreError, clusters.ClusterError) as error: sys.exit(str(error))
+    except (engine_store.StoreError, clusters.ClusterError) as error: sys.exit(str(error))
     if failures := rows.attrs["failures"]: sys.exit(f"{len(failures)} trials failed: {next(iter(failures.values()))}; the same command tries them again")
     rows.drop(columns="failed").to_csv(root / "rows.csv", index=False)
     return f"{rows.attrs['ran']} run, {rows.attrs['cached']} cached"

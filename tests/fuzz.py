@@ -28,7 +28,8 @@ from lth_companion.methods.stacking import Method, canonical, check_init, scorer
 from lth_companion.measures.storage import Source
 from lth_companion.methods.supermasks import Search, Supermask
 from lth_companion.tickets import Ticket, TicketError, generator, prunable
-from lth_companion.lab.trials import Idle, Store, StoreError, _envelope, reason, seal, unseal
+from lth_companion.lab.sweeps import Idle, reason
+from lth_companion.lab.store import Store, StoreError, _envelope, seal, unseal
 
 SECONDS, MEMORY = 5, 1 << 31  # for one input: seconds of CPU time, bytes of address space beyond those of the imports
 EXPECTED = r"The (pack|stored result|checkpoint) "  # warnings that readers document

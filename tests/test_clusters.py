@@ -5,12 +5,12 @@ from concurrent.futures import CancelledError, ThreadPoolExecutor
 import pytest
 
 pytest.importorskip("distributed")
-from lth_companion.lab import cli, clusters as C, trials as T
+from lth_companion.lab import cli, clusters as C, store as T_store, sweeps as T_sweeps
 from lth_companion.lab.clusters import ClusterError, WorkerLost, connect, read_config, start
 from lth_companion.lab.reproduce import read_provenance
 from lth_companion.papers.weight_recycling import SupermaskTrial
 from lth_companion.papers.granet import SparseTrial
-from lth_companion.lab.trials import Idle, run
+from lth_companion.lab.sweeps import Idle, run
 from test_cli import lth
 from test_reproduce import clone  # noqa: F401 (clone is a fixture)
 from test_searches import BASE, settings as search_settings
@@ -84,7 +84,7 @@ def same(trials, tmp_path, there, columns):
 
 
 def test_rows_are_those_of_this_process(two, tmp_path):
-    assert T.places(two) == 2
+    assert T_sweeps.places(two) == 2
     same([Idle(number=n) for n in range(30)], tmp_path, two, ["number", "slept", "hash"])
     table = quiet(logged(tmp_path, 12, key="one"), tmp_path / "s", executor=two)
     assert table["square"].tolist() == [n**2 for n in range(12)] and sorted(executions(tmp_path)) == list(range(12))
@@ -144,7 +144,7 @@ def test_a_failing_trial_is_a_row(two, tmp_path):
 # ---- death
 
 def test_a_worker_killed_midway(two, tmp_path):
-    trials, store = logged(tmp_path, 20, seconds=0.05), T.Store(tmp_path / "s")
+    trials, store = logged(tmp_path, 20, seconds=0.05), T_store.Store(tmp_path / "s")
     hold(tmp_path, 6)
     with ThreadPoolExecutor(1) as beside:
         killed = beside.submit(kill_holder, tmp_path, store, trials)
@@ -220,7 +220,7 @@ def test_the_scheduler_killed_midway(tmp_path):
             quiet(trials, tmp_path / "s", executor=there, on_done=on_done)
         with pytest.raises(ClusterError, match="is gone"): there.submit(int)
         there.shutdown(cancel_futures=True)
-        assert time.monotonic() - start_time < 60 and len(T.Store(tmp_path / "s").hashes()) == len(done) >= 4
+        assert time.monotonic() - start_time < 60 and len(T_store.Store(tmp_path / "s").hashes()) == len(done) >= 4
         until(lambda: all(p.poll() is not None for p in first.processes), 30)  # workers end with their scheduler
     with Lab(nanny=False) as second, connect(second.address, root=tmp_path / "s") as there:
         rows = quiet(trials, tmp_path / "s", executor=there)

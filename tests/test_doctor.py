@@ -187,7 +187,7 @@ def test_a_disk_that_is_full_or_read_only(clone, quick, prepare, says):
 # ---- locks
 
 def test_a_lock(tmp_path, quick):
-    code = "import sys, time; from lth_companion.lab.trials import Idle, Store; s = Store(sys.argv[1]); s.check_writable(); s.claim(Idle(number=1)); print('has it', flush=True); time.sleep(600)"
+    code = "import sys, time; from lth_companion.lab.store import Store; from lth_companion.lab.sweeps import Idle; s = Store(sys.argv[1]); s.check_writable(); s.claim(Idle(number=1)); print('has it', flush=True); time.sleep(600)"
     look = lambda: doctor(path=[quick], LTH_RUNS=tmp_path / "s")[1].get("claims", "")
     assert look() == ""
     with subprocess.Popen([sys.executable, "-c", code, tmp_path / "s"], stdout=subprocess.PIPE, text=True, env=os.environ | {"PYTHONPATH": str(ROOT)}) as holder:

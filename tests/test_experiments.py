@@ -7,7 +7,8 @@ from lth_companion.papers.learning_to_learn import CLEAN, TicketTrial, find_mask
 from lth_companion.methods.scorers import ScoreError
 from lth_companion.tickets import generator
 from lth_companion.training.loop import Recipe
-from lth_companion.lab.trials import Store, run
+from lth_companion.lab.store import Store
+from lth_companion.lab.sweeps import run
 
 SHORT = Recipe(max_epochs=3, patience=None)
 HERE = pathlib.Path(__file__).parent

@@ -6,11 +6,12 @@ import pytest
 
 import faults
 from faults import FAULTS, Lab, NotHere, Traced, inject, kept_promise
-from lth_companion.lab import claims, plots, reported, trials as engine
+from lth_companion.lab import claims, plots, reported, sweeps as engine_sweeps
 from lth_companion.papers import learning_to_learn as experiments
 from lth_companion.lab.cli import main
 from lth_companion.lab.reproduce import disk_mend, read_provenance
-from lth_companion.lab.trials import Store, run
+from lth_companion.lab.store import Store
+from lth_companion.lab.sweeps import run
 from test_reproduce import RUN, SHOW, START, TRIALS, clone, write_notebook  # noqa: F401 (clone is a fixture)
 
 SMALL = {"scheduler": dict(lth=True, notebooks=2, count=6), "nan": dict(diverge=True, count=4, workers=1)}
@@ -98,16 +99,16 @@ def test_a_swapped_data_file_is_refused(name, says, tmp_path, monkeypatch):
 def test_a_cleaner_with_another_clock_costs_nothing(tmp_path, monkeypatch):
     "`lth trials clean` removes a temporary file between its writing and its renaming."
     monkeypatch.setenv("LTH_RUNS", str(tmp_path / "s"))
-    real, cleaned = engine.os.replace, []
+    real, cleaned = engine_sweeps.os.replace, []
     def replace(a, b):
         if not cleaned:
             cleaned.append(a)
-            monkeypatch.setattr(engine.time, "time", lambda now=engine.time.time: now() + 86400)
+            monkeypatch.setattr(engine_sweeps.time, "time", lambda now=engine_sweeps.time.time: now() + 86400)
             assert main(["trials", "clean"]) == 0 and not a.exists()
         return real(a, b)
-    monkeypatch.setattr(engine.os, "replace", replace)
-    Store(tmp_path / "s").put(engine.Idle(), {"slept": 0})
-    assert cleaned and Store(tmp_path / "s").get(engine.Idle()) == {"slept": 0}
+    monkeypatch.setattr(engine_sweeps.os, "replace", replace)
+    Store(tmp_path / "s").put(engine_sweeps.Idle(), {"slept": 0})
+    assert cleaned and Store(tmp_path / "s").get(engine_sweeps.Idle()) == {"slept": 0}
 
 
 # ---- means

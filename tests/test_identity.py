@@ -2,7 +2,8 @@
 import collections, json, pathlib
 import pytest
 from lth_companion.papers import weight_correlation as branches, learning_to_learn as experiments, weight_recycling as searches, granet as sparse_training  # noqa: F401  (they register the kinds)
-from lth_companion.lab.trials import KINDS, opened, read_pack
+from lth_companion.lab.trials import KINDS
+from lth_companion.lab.store import opened, read_pack
 
 PACKS = sorted((pathlib.Path(__file__).parent.parent / "figures").glob("*/*/trials.jsonl.xz"))
 

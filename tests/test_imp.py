@@ -14,7 +14,8 @@ from lth_companion.training.models import ModelError, create
 from lth_companion.selection import SelectionError
 from lth_companion.tickets import Ticket, TicketError, generator, prunable
 from lth_companion.training.loop import Recipe, train
-from lth_companion.lab.trials import Store, run
+from lth_companion.lab.store import Store
+from lth_companion.lab.sweeps import run
 
 FEW = Recipe(lr=.1, momentum=.9, batch_size=128, max_epochs=3, patience=None)
 def small(**fields): return BranchTrial(**(dict(data="digits", width=.1, recipe=FEW) | fields))
@@ -200,7 +201,8 @@ def test_a_diverged_run_is_a_result_and_is_trained_once(tmp_path, monkeypatch):
 SWEEP = """
     import os, sys
     from lth_companion.papers import weight_correlation as branches
-    from lth_companion.lab.trials import Store, run
+    from lth_companion.lab.store import Store
+    from lth_companion.lab.sweeps import run
     plain = branches._train_level
     def counted(t):
         out = plain(t)

@@ -23,7 +23,9 @@ from lth_companion.methods.stacking import call, scorer as parse
 from lth_companion.methods.supermasks import Supermask, search
 from lth_companion.tickets import Ticket, generator, prunable
 from lth_companion.training.loop import Recipe, evaluate, train
-from lth_companion.lab.trials import KINDS, Idle, Store, dumps, encode, run
+from lth_companion.lab.trials import KINDS, dumps
+from lth_companion.lab.sweeps import Idle, run
+from lth_companion.lab.store import Store, encode
 from test_imagenet import data as images  # noqa: F401 (a fixture)
 from pretend_cuda import CAPTURING, NAME, Graph, on_cuda, pretended, tensors_in
 

@@ -3,10 +3,12 @@ import json, os, pathlib, re, signal, subprocess, sys, time
 
 import pytest
 
-from lth_companion.lab import trials as T
+from lth_companion.lab import sweeps as T_sweeps
 from lth_companion.lab.cli import main
 from lth_companion.lab.reproduce import Interrupted
-from lth_companion.lab.trials import Idle, Store, Trial, run
+from lth_companion.lab.sweeps import Idle, run
+from lth_companion.lab.store import Store
+from lth_companion.lab.trials import Trial
 from test_cli import LTH, lth
 from test_reproduce import clone, write_notebook  # noqa: F401 (clone is a fixture)
 from test_trials import HERE, hold, logged, quiet, release, shown, until
@@ -50,7 +52,7 @@ def sweep(tmp_path):
         (tmp_path / "sweep.py").write_text(SWEEP)
         hold(tmp_path, count - 1)
         started.append(subprocess.Popen([sys.executable, str(tmp_path / "sweep.py"), str(tmp_path / "s"), str(count), str(workers), str(tmp_path)], env=ENVIRONMENT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True))
-        until(lambda: T.sweeps(Store(tmp_path / "s")), 60)
+        until(lambda: T_sweeps.sweeps(Store(tmp_path / "s")), 60)
         return started[-1]
     yield start
     for process in started: process.kill(); process.communicate()
@@ -79,7 +81,7 @@ def test_the_time_left_is_right_from_the_start(tmp_path, shape):
 def test_what_has_ended_is_not_still_to_come():
     "The books at every moment: a group that has ended, whose results are being written, costs nothing more."
     group, rest, late = ([Idle(number=n, seconds=10) for n in some] for some in (range(4), range(4, 6), range(6, 7)))
-    bar = T.Progress(7, 0, 70.0, "silent")
+    bar = T_sweeps.Progress(7, 0, 70.0, "silent")
     left = lambda: round(bar.record()["left"], 1)
     assert left() == 70
     bar.begin(group)
@@ -101,8 +103,8 @@ def test_what_has_ended_is_not_still_to_come():
 
 def test_a_group_in_hand_behind_another_has_not_begun(monkeypatch):
     clock = [100.0]
-    monkeypatch.setattr(T, "time", type("Clock", (), {"monotonic": lambda: clock[0]}))
-    bar = T.Progress(4, 0, 40.0, "silent")
+    monkeypatch.setattr(T_sweeps, "time", type("Clock", (), {"monotonic": lambda: clock[0]}))
+    bar = T_sweeps.Progress(4, 0, 40.0, "silent")
     one, two, three = ([Idle(number=n, seconds=10)] for n in range(3))
     bar.begin(one), bar.begin(two)
     clock[0] += 4
@@ -124,24 +126,24 @@ def test_the_time_left_is_corrected_by_what_ended(tmp_path):
 
 
 def test_the_last_group_is_not_shared_out():
-    assert T.time_left(0, [(1, 10)], workers=4) == 9
-    assert T.time_left(40, [(5, 10), (5, 10)], workers=2) == 25 and T.time_left(0, [], 2, 10, 10) == 0
-    assert T.time_left(0, [(3, 0.0)]) == 0  # a trial that says it costs nothing
+    assert T_sweeps.time_left(0, [(1, 10)], workers=4) == 9
+    assert T_sweeps.time_left(40, [(5, 10), (5, 10)], workers=2) == 25 and T_sweeps.time_left(0, [], 2, 10, 10) == 0
+    assert T_sweeps.time_left(0, [(3, 0.0)]) == 0  # a trial that says it costs nothing
 
 
 def test_one_line_for_a_person():
     now = {"done": 37, "total": 80, "cached": 3, "failed": 1, "waiting": 0, "workers": 2, "rate": 42.0, "seconds": 49.0, "left": 70.0}
-    assert T.progress_text(now) == "37/80 trials (3 cached, 1 failed, 42.0 a minute with 2 workers, 1.2 min left)"
-    assert T.progress_text(now | {"done": 80, "left": None, "workers": 1, "waiting": 0}) == "80/80 trials (3 cached, 1 failed, 42.0 a minute, 49 s)"
-    assert T.progress_text(now | {"done": 0, "rate": 0.0, "cached": 0, "failed": 0, "waiting": 4}) == "0/80 trials (about 1.2 min left, waiting for 4 of another run)"
+    assert T_sweeps.progress_text(now) == "37/80 trials (3 cached, 1 failed, 42.0 a minute with 2 workers, 1.2 min left)"
+    assert T_sweeps.progress_text(now | {"done": 80, "left": None, "workers": 1, "waiting": 0}) == "80/80 trials (3 cached, 1 failed, 42.0 a minute, 49 s)"
+    assert T_sweeps.progress_text(now | {"done": 0, "rate": 0.0, "cached": 0, "failed": 0, "waiting": 4}) == "0/80 trials (about 1.2 min left, waiting for 4 of another run)"
 
 
 def test_a_long_group_in_this_process_does_not_silence_the_line(tmp_path, capsys, monkeypatch):
-    def update(self, update=T.Progress.update):
+    def update(self, update=T_sweeps.Progress.update):
         update(self)
         if self.told is not None and (tmp_path / "hold").exists(): release(tmp_path)
-    monkeypatch.setattr(T.Progress, "_tick", quick(T.Progress._tick))
-    monkeypatch.setattr(T.Progress, "update", update)
+    monkeypatch.setattr(T_sweeps.Progress, "_tick", quick(T_sweeps.Progress._tick))
+    monkeypatch.setattr(T_sweeps.Progress, "update", update)
     hold(tmp_path, 0)
     run(logged(tmp_path, 1), tmp_path, progress="plain")
     lines = capsys.readouterr().out.splitlines()
@@ -161,7 +163,7 @@ def quick(tick):
 @pytest.mark.parametrize("workers", [1, 2])
 def test_status_from_another_shell(tmp_path, shell, sweep, workers):
     process = sweep(40 * workers, workers)
-    until(lambda: T.sweeps(Store(tmp_path / "s"))[0]["done"] > 4, 60)  # told every two seconds
+    until(lambda: T_sweeps.sweeps(Store(tmp_path / "s"))[0]["done"] > 4, 60)  # told every two seconds
     (kind, label, text, since, where), *rest = shell("status")
     assert (kind, label, where.split()[0]) == ("running", "paper/01 (smoke)", str(process.pid)) and "s ago)" in since
     done, total = map(int, text.split(" ")[0].split("/"))
@@ -176,7 +178,7 @@ def test_status_from_another_shell(tmp_path, shell, sweep, workers):
 
 def test_a_sweep_whose_process_is_gone_is_not_running(tmp_path, shell, sweep):
     process, other = sweep(100), sweep(100)
-    until(lambda: len(T.sweeps(Store(tmp_path / "s"))) == 2, 30)
+    until(lambda: len(T_sweeps.sweeps(Store(tmp_path / "s"))) == 2, 30)
     assert [line[0] for line in shell("status")][:3] == ["running", "running", "finished"]
     process.send_signal(signal.SIGKILL)
     process.wait()
@@ -188,13 +190,13 @@ def test_a_sweep_whose_process_is_gone_is_not_running(tmp_path, shell, sweep):
 def test_an_odd_file_among_the_sweeps_is_no_sweep(tmp_path):
     (tmp_path / "sweeps").mkdir()
     for name, text in {"a": "", "b": "[", "c": "[]", "d": "{}"}.items(): (tmp_path / "sweeps" / f"{name}.json").write_text(text)
-    assert T.sweeps(Store(tmp_path)) == []
+    assert T_sweeps.sweeps(Store(tmp_path)) == []
 
 
 def test_the_own_sweep_is_seen_from_inside(tmp_path):
     seen = []
-    quiet([Idle(number=n) for n in range(3)], tmp_path, label="mine", on_done=lambda *_: seen.append(T.sweeps(Store(tmp_path))))
-    assert [[r["label"] for r in found] for found in seen] == [["mine"]] * 3 and T.sweeps(Store(tmp_path)) == []
+    quiet([Idle(number=n) for n in range(3)], tmp_path, label="mine", on_done=lambda *_: seen.append(T_sweeps.sweeps(Store(tmp_path))))
+    assert [[r["label"] for r in found] for found in seen] == [["mine"]] * 3 and T_sweeps.sweeps(Store(tmp_path)) == []
 
 
 def test_a_status_that_cannot_be_written_stops_nothing(tmp_path):
@@ -242,15 +244,15 @@ def test_what_failed_and_why(tmp_path, shell, capsys):
 
 def test_reasons_are_counted():
     failures = {f"{n:064x}": why for n, why in enumerate(["no memory", "number 3", "number 4", "number 5."] + [f"{c} failed" for c in "abcdefghijk"])}
-    lines = T.failure_lines(failures)
+    lines = T_sweeps.failure_lines(failures)
     assert lines[0].startswith("3 trials failed: number 3 (and the like): see lth trials show ") and lines[1].startswith("1 trial failed: no memory: see ")
-    assert lines[-1] == "3 trials failed for 3 other reasons: see lth trials status" and len(lines) == 11 and not T.failure_lines({})
+    assert lines[-1] == "3 trials failed for 3 other reasons: see lth trials status" and len(lines) == 11 and not T_sweeps.failure_lines({})
 
 
 def test_a_note_that_is_no_note_is_left_out(tmp_path):
     quiet(logged(tmp_path, 1, action="raise"), tmp_path / "s")
     (tmp_path / "s" / "failed" / f"{'0' * 64}.txt").write_text("cut sho")
-    assert [f["failed"] for f in T.failures(Store(tmp_path / "s"))] == ["number 0 is not to be run"]
+    assert [f["failed"] for f in T_sweeps.failures(Store(tmp_path / "s"))] == ["number 0 is not to be run"]
 
 def test_the_brief_report_says_what_was_found(capsys):
     "At most ten lines a paper, each with its numbers; nothing that was not run, nothing that leans on the line before."

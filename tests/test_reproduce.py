@@ -128,7 +128,7 @@ def test_run_skip_rerun_and_byte_equal_outputs(clone):
 
 def test_the_gpu_tier_without_a_gpu_is_made_of_what_was_measured(clone, monkeypatch):
     "Trials without a result are refused, or left out and said; what was made of a part is made again."
-    from lth_companion.lab.trials import Store
+    from lth_companion.lab.store import Store
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
     sys.modules.pop("tiny_trials", None)
     from tiny_trials import Tiny
@@ -283,7 +283,7 @@ def test_a_pack_makes_a_fresh_clone_train_nothing(clone, tmp_path, monkeypatch):
     write_notebook(clone.notebook.with_name("02_other.ipynb"), other, "rows = here.run([Tiny(x=7), Tiny(x=0, seed=100)])", "here.finish()")
     entry = catalogue(clone.root)[1]
     assert execute(entry, Settings(clone.root, tier="laptop", workers=1)).state == "done" and len(clone.ran()) == 5
-    from lth_companion.lab.trials import read_pack
+    from lth_companion.lab.store import read_pack
     assert len(read_pack(pack)) == 5
     clone.execute(["xs=0,9"], tier="laptop")                          # x=1 is used by nobody now; x=0 and x=7 are
     assert len(read_pack(pack)) == 2 + 2 + 1

@@ -14,7 +14,8 @@ from lth_companion.measures.storage import Source, bits, possible
 from lth_companion.methods.supermasks import Search, Supermask, frozen_weights, search, top_scores
 from lth_companion.tickets import Ticket, generator, prunable
 from lth_companion.training.loop import Recipe
-from lth_companion.lab.trials import Store, run
+from lth_companion.lab.store import Store
+from lth_companion.lab.sweeps import run
 
 TINY = search_recipe(4, 2.)
 BASE = dict(data="digits", width=.2, recipe=TINY)

@@ -3,11 +3,12 @@ import json, math, os, pathlib, signal, subprocess, sys, tempfile, textwrap
 import pytest, torch
 from apart import as_near_as_seeds
 from lth_companion.papers import granet as S
-from lth_companion.lab import trials as engine
+from lth_companion.lab import store as engine_store, trials as engine
 from lth_companion.methods.dynamic import settings
 from lth_companion.papers.granet import PlasticityTrial, SparseTrial, granet_settings, plasticity_trial, sparse_trial, table_trials
 from lth_companion.training.loop import Recipe
-from lth_companion.lab.trials import Store, run
+from lth_companion.lab.store import Store
+from lth_companion.lab.sweeps import run
 
 FEW = Recipe(lr=.1, momentum=.9, nesterov=True, weight_decay=5e-4, batch_size=128, max_epochs=3, patience=None)
 BASE = dict(data="digits", width=.2, recipe=FEW)
@@ -44,7 +45,7 @@ def test_the_setting_of_the_gpu_tier_is_that_of_its_packed_trials():
     "VGG-19 ran before the tier was its own: twenty trials, to the hash."
     s = granet_settings("gpu", "cuda")["vgg-19 on cifar10-jpeg"]
     trials = [sparse_trial(s, m, .02, seed) for seed in range(100, 104) for m in SEEN]
-    assert len({t.hash for t in trials}) == 20 and {t.hash for t in trials} <= set(engine.read_pack(PACK)) & {t.hash for *_, t in table_trials(s)}
+    assert len({t.hash for t in trials}) == 20 and {t.hash for t in trials} <= set(engine_store.read_pack(PACK)) & {t.hash for *_, t in table_trials(s)}
     assert [t.hash[:12] for t in trials[:5]] == SEEN_HASHES
 
 SEEN_HASHES = ["0ce469da75c1", "67af90ffbc16", "ddfdd7d6e6dd", "ae01df9731c1", "ca337da04072"]
@@ -99,7 +100,7 @@ def test_a_killed_sweep_goes_on(tmp_path):
     "Killed by signal 9 in the middle: what was stored is not trained again, and the table is the same."
     script = textwrap.dedent("""
         import os, signal, sys; sys.path.insert(0, sys.argv[2])
-        from test_sparse_training import small; from lth_companion.lab.trials import Store, run
+        from test_sparse_training import small; from lth_companion.lab.store import Store; from lth_companion.lab.sweeps import run
         some, seen = [small(m, seed=s) for s in range(3) for m in ("RigL", "GMP")], []
         def done(t, r):
             seen.append(t)

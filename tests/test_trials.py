@@ -5,8 +5,10 @@ import numpy as np
 import pytest
 from pydantic import BaseModel
 
-from lth_companion.lab import trials as T
-from lth_companion.lab.trials import Idle, Store, StoreError, Trial, run
+from lth_companion.lab import store as T_store, sweeps as T_sweeps, trials as T
+from lth_companion.lab.sweeps import Idle, run
+from lth_companion.lab.store import Store, StoreError
+from lth_companion.lab.trials import Trial
 
 HERE = pathlib.Path(__file__).parent
 
@@ -46,7 +48,7 @@ class Threads(Trial):
     def run_group(cls, trials):
         import torch
         time.sleep(0.2)
-        return [{"threads": torch.get_num_threads(), "omp": os.environ.get("OMP_NUM_THREADS"), "store": str(T.active_store()),
+        return [{"threads": torch.get_num_threads(), "omp": os.environ.get("OMP_NUM_THREADS"), "store": str(T_store.active_store()),
                  "pid": os.getpid()} for _ in trials]
 
 
@@ -173,7 +175,7 @@ def test_versions_count_only_where_used():
     ({"density": "x"}, "density"), ({"density": 1, "sed": 3}, "sed: Extra inputs are not permitted"), ({}, "density: Field required")])
 def test_refused(fields, says):
     with pytest.raises(ValueError) as error: Plain(**fields)
-    assert says in T.reason(error.value) and "\n" not in T.reason(error.value)
+    assert says in T_sweeps.reason(error.value) and "\n" not in T_sweeps.reason(error.value)
 
 
 def test_subclass_of_a_nested_model_is_refused():
@@ -371,7 +373,7 @@ def test_workers_have_one_thread_and_know_the_store(tmp_path, monkeypatch):
     assert table["threads"].tolist() == [1] * 4 and table["omp"].tolist() == ["1"] * 4
     assert os.getpid() not in set(table["pid"]) and "OMP_NUM_THREADS" not in os.environ
     assert set(table["store"]) == {f"Store('{tmp_path}')"}
-    assert set(quiet([Threads()], tmp_path, force=True)["store"]) == {"None"} and T.active_store() is None
+    assert set(quiet([Threads()], tmp_path, force=True)["store"]) == {"None"} and T_store.active_store() is None
 
 
 def test_one_thread_in_process_too(tmp_path):
@@ -407,7 +409,7 @@ def test_a_killed_worker_is_replaced(tmp_path):
 
 def test_workers_that_cannot_start_say_so(tmp_path):
     script = tmp_path / "unguarded.py"
-    script.write_text(f"from lth_companion.lab.trials import Idle, run\nrun([Idle(number=n) for n in range(2)], {str(tmp_path / 's')!r}, workers=2)\n")
+    script.write_text(f"from lth_companion.lab.sweeps import Idle, run\nrun([Idle(number=n) for n in range(2)], {str(tmp_path / 's')!r}, workers=2)\n")
     done = subprocess.run([sys.executable, str(script)], capture_output=True, text=True, cwd=HERE.parent, timeout=60,
                           env=os.environ | {"PYTHONPATH": str(HERE.parent)})
     assert done.returncode == 1 and done.stderr.strip().splitlines()[-1].startswith("RuntimeError: The worker processes cannot start: in a script")
@@ -532,9 +534,9 @@ def test_here_only(tmp_path, capsys):
 
 def test_a_worker_with_other_code_refuses():
     trial = Logged(folder=".")
-    outcome, = T.run_there("test_trials:Logged", [("0" * 64, T.dumps(trial.description()))])
+    outcome, = T_sweeps.run_there("test_trials:Logged", [("0" * 64, T.dumps(trial.description()))])
     assert "install the same code on every machine" in outcome["failed"]
-    outcome, = T.run_there("no_such_module:Logged", [(trial.hash, T.dumps(trial.description()))])
+    outcome, = T_sweeps.run_there("no_such_module:Logged", [(trial.hash, T.dumps(trial.description()))])
     assert "no_such_module" in outcome["failed"]
 
 
@@ -557,7 +559,7 @@ def test_a_given_executor_that_breaks_says_so(tmp_path):
 def test_dask(tmp_path):
     distributed = pytest.importorskip("distributed")
     with distributed.LocalCluster(2, threads_per_worker=1, dashboard_address=None) as cluster, distributed.Client(cluster) as client:
-        assert T.places(client.get_executor()) == 2
+        assert T_sweeps.places(client.get_executor()) == 2
         table = quiet(logged(tmp_path, 12, key="one"), tmp_path / "s", executor=client.get_executor())
     assert table["square"].tolist() == [n**2 for n in range(12)] and table["failed"].isna().all()
     assert table.to_csv() == quiet(logged(tmp_path, 12, key="one"), tmp_path / "t").to_csv()
@@ -567,21 +569,21 @@ def test_dask(tmp_path):
                                                    (5, 2, [3, 2]), (1, 4, [1]), (32, 4, [8, 8, 8, 8]), (0, 2, [])])
 def test_groups(count, workers, sizes):
     trials = logged(".", count, key="one")
-    parts = T.groups(trials, workers)
+    parts = T_sweeps.groups(trials, workers)
     assert sorted(map(len, parts), reverse=True) == sizes
     assert sorted(t.number for p in parts for t in p) == list(range(count))
 
 
 def test_groups_dearest_first_and_keys_apart():
     trials = logged(".", 3, key="a", seconds=1) + logged(".", 3, key="b", seconds=5) + [Idle(seconds=2)]
-    parts = T.groups(trials)
+    parts = T_sweeps.groups(trials)
     assert [(type(p[0]).__name__, len(p)) for p in parts] == [("Logged", 3), ("Logged", 3), ("Idle", 1)] and parts[0][0].key == "b"
 
 
 def test_progress_lines(tmp_path, capsys, monkeypatch):
     quiet(logged(tmp_path, 2), tmp_path / "s")
     clock = iter(range(0, 10_000, 4))
-    monkeypatch.setattr(T.time, "monotonic", lambda: next(clock))
+    monkeypatch.setattr(T_sweeps.time, "monotonic", lambda: next(clock))
     run(logged(tmp_path, 40), tmp_path / "s", progress="plain")
     lines = capsys.readouterr().out.splitlines()
     assert 5 < len(lines) < 38 and lines[-1].startswith("40/40 trials (2 cached, ") and all("left" in line for line in lines[:-1])
@@ -596,7 +598,7 @@ def test_progress_bar(tmp_path):
 def test_estimate(tmp_path):
     trials = logged(tmp_path, 4, seconds=0.01)
     quiet(trials[:1], tmp_path / "s")
-    assert T.estimate(trials + trials, tmp_path / "s") == {"trials": 8, "distinct": 4, "cached": 1, "to_run": 3, "core_seconds": pytest.approx(0.03)}
+    assert T_sweeps.estimate(trials + trials, tmp_path / "s") == {"trials": 8, "distinct": 4, "cached": 1, "to_run": 3, "core_seconds": pytest.approx(0.03)}
 
 
 # ---- cost
@@ -616,8 +618,8 @@ def test_overhead_of_a_trial(tmp_path, workers):
 
 
 def test_a_large_store_is_listed_fast(tmp_path):
-    store, line = Store(tmp_path), T.seal({"hash": "", "trial": {}, "result": {"x": 1}})
-    for n in range(10_000): T.write_file(store._path("results", T.digest(n)), line)
+    store, line = Store(tmp_path), T_store.seal({"hash": "", "trial": {}, "result": {"x": 1}})
+    for n in range(10_000): T_store.write_file(store._path("results", T.digest(n)), line)
     def claim(_):
         start = time.perf_counter()
         assert len(store.hashes()) == 10_000
@@ -707,12 +709,12 @@ def test_plugins_are_looked_for_once_a_process(monkeypatch):
     from lth_companion.methods import scorers
     called, trial = [], Idle(number=7)
     monkeypatch.setattr(scorers, "load_plugins", lambda: called.append(1))
-    for _ in range(3): assert "result" in T.run_there("lth_companion.lab.trials:Idle", [(trial.hash, T.dumps(trial.identity["fields"]))])[0]
+    for _ in range(3): assert "result" in T_sweeps.run_there("lth_companion.lab.sweeps:Idle", [(trial.hash, T.dumps(trial.identity["fields"]))])[0]
     assert called == [1]
 
 
 def test_a_pool_that_is_given_is_used_in_its_whole_width(tmp_path):
-    with T.Workers(2) as pool:
-        assert T.places(pool) == 2
+    with T_sweeps.Workers(2) as pool:
+        assert T_sweeps.places(pool) == 2
         rows = quiet([Threads(number=n) for n in range(6)], tmp_path, executor=pool)
         assert len(set(rows["pid"])) == 2

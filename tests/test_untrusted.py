@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 import safetensors.torch
 import torch
-from lth_companion.lab import claims, clusters, reproduce, trials
+from lth_companion.lab import claims, clusters, reproduce, store as trials_store, sweeps as trials_sweeps
 from lth_companion.training import data, loop as training
 from lth_companion.papers import granet_imagenet as imagenet
 from lth_companion.measures import storage
@@ -18,7 +18,9 @@ from lth_companion.methods.scorers import ScoreError
 from lth_companion.methods.stacking import Method, check_init, scorer
 from lth_companion.methods.supermasks import Supermask
 from lth_companion.tickets import Ticket, TicketError, generator, prunable
-from lth_companion.lab.trials import Idle, Store, StoreError, dumps, read_pack, seal, unseal, write_pack
+from lth_companion.lab.sweeps import Idle
+from lth_companion.lab.store import Store, StoreError, read_pack, seal, unseal, write_pack
+from lth_companion.lab.trials import dumps
 
 ROOT = Path(__file__).parent.parent
 
@@ -207,23 +209,23 @@ def test_an_initialisation_that_is_no_text():
 
 def record(trial, **changes): return {"hash": trial.hash, "trial": trial.identity, "result": {"slept": 0.}} | changes
 
-def envelope(text): return trials._envelope(text if isinstance(text, bytes) else text.encode())
+def envelope(text): return trials_store._envelope(text if isinstance(text, bytes) else text.encode())
 
 @pytest.mark.parametrize("result", ['{"__float__": ' + "9" * 400 + "}", '{"a": {"__float__": {}}}', '{"a": ' + "[" * 5000 + "]" * 5000 + "}", '{"a": ' + "9" * 10**6 + "}", "[1]", "5", "null", '"x"'])
 def test_a_sealed_line_of_odd_content_is_none(result):
     trial = Idle(number=3)
     line = envelope(f'{{"hash":"{trial.hash}","result":{result},"trial":{dumps(trial.identity)}}}')
-    assert trials.opened(line) and unseal(line, trial.hash) is None
+    assert trials_store.opened(line) and unseal(line, trial.hash) is None
 
 def test_a_trial_of_odd_fields():
     for text in ('{"number": 1, "number": 2}', '{"seconds": ' + "9" * 10**5 + "}", '{"seconds": 1e999}', '{"seconds": NaN}', "[" * 10**5, '{"number": ' + "9" * 10**6 + "}", '{"' + "k" * 10**6 + '": 1}', "\0"):
         try: assert Idle.model_validate_json(text).hash == Idle(number=2).hash
-        except ValueError as error: assert len(trials.reason(error)) <= 500 and "\n" not in trials.reason(error)
+        except ValueError as error: assert len(trials_sweeps.reason(error)) <= 500 and "\n" not in trials_sweeps.reason(error)
 
 def test_a_density_beyond_all_floats():
     for density in (10**400, -10**400):
         with pytest.raises(ValueError) as error: Supermask(density=density)
-        assert "fraction of weights kept" in trials.reason(error.value) and len(trials.reason(error.value)) <= 500
+        assert "fraction of weights kept" in trials_sweeps.reason(error.value) and len(trials_sweeps.reason(error.value)) <= 500
 
 def test_keys_of_a_pack_are_hashes(tmp_path, monkeypatch):
     "A key such as ../../x would be looked up as a file, found damaged, and moved."
@@ -249,14 +251,14 @@ def bomb(path, gigabytes=12):
 
 @pytest.mark.parametrize("end", ["xz", "gz"])
 def test_a_pack_that_is_a_bomb(end, tmp_path, monkeypatch):
-    monkeypatch.setattr(trials, "LARGEST", 1 << 27)
+    monkeypatch.setattr(trials_store, "LARGEST", 1 << 27)
     path = bomb(tmp_path/f"p.{end}")
     assert path.stat().st_size < 15_000_000
-    text = within(lambda: read_pack(path), memory=5 * trials.LARGEST // 2)      # growing, a bytearray may be there twice
+    text = within(lambda: read_pack(path), memory=5 * trials_store.LARGEST // 2)      # growing, a bytearray may be there twice
     assert text.startswith("StoreError: ") and "unpacks to more than" in text and "remove it" in text and "\n" not in text
 
 def test_no_pack_is_written_that_is_not_read(tmp_path, monkeypatch):
-    monkeypatch.setattr(trials, "LARGEST", 500)
+    monkeypatch.setattr(trials_store, "LARGEST", 500)
     some = [record(Idle(number=n)) for n in range(3)]
     with pytest.raises(StoreError, match="fewer trials"): write_pack(tmp_path/"p.gz", some)
     assert not any(tmp_path.iterdir())

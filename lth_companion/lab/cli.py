@@ -353,7 +353,7 @@ def data_fetch(
 # %% ../../nbs/lab/12_cli.ipynb #d099d8fe
 def _store(repo):
     "The store that `lth run` uses, and the clone's packs: (store, {path: hashes})."
-    from lth_companion.lab.trials import Store, read_pack
+    from lth_companion.lab.store import Store, read_pack
     root = find_root(repo) if repo or _in_clone() else Path.cwd()
     packs = {p: read_pack(p) for p in sorted((root / "figures").glob("*/*/trials.jsonl.xz"))}
     return Store(runs_folder(root)), packs
@@ -366,22 +366,22 @@ def trials_status(repo: Repo = ""):
 
     Example: lth trials status
     """
-    from lth_companion.lab import trials
+    from lth_companion.lab import store as trials_store, sweeps as trials_sweeps
     store, packs = _store(repo)
-    if running := trials.sweeps(store): show_table("Running", ("sweep", "trials, rate, time left", "since", "process"), [_running(r) for r in running], kind="running")
-    folder = lambda name: sum(f.is_file() and not f.name.startswith(".") for f in trials._entries(store.root / name))
+    if running := trials_sweeps.sweeps(store): show_table("Running", ("sweep", "trials, rate, time left", "since", "process"), [_running(r) for r in running], kind="running")
+    folder = lambda name: sum(f.is_file() and not f.name.startswith(".") for f in trials_store._entries(store.root / name))
     rows = [("finished", len(store.hashes()), store.root / "results"), ("failed", folder("failed"), store.root / "failed"), ("damaged", folder("damaged"), store.root / "damaged")]
     show_table("Trials", ("state", "trials", "where"), rows + [("packed", len(lines), path) for path, lines in packs.items()])
-    if latest := trials.failures(store, 10): show_table("Failed last: lth trials show HASH", ("trial", "when", "why"), [(f["hash"][:12], _ago(f["date"]), f["failed"]) for f in latest], kind="failure")
+    if latest := trials_sweeps.failures(store, 10): show_table("Failed last: lth trials show HASH", ("trial", "when", "why"), [(f["hash"][:12], _ago(f["date"]), f["failed"]) for f in latest], kind="failure")
 
 def _running(record):
-    from lth_companion.lab.trials import progress_text
+    from lth_companion.lab.sweeps import progress_text
     old = max(0, time.time() - record["date"]) # written every two seconds
     now = record | {"left": record["left"] and max(0, record["left"] - old), "seconds": record["seconds"] + old}
     return record["label"], progress_text(now), _ago(record["since"]), f"{record['pid']} on {record['host']}"
 
 def _ago(date):
-    from lth_companion.lab.trials import _time
+    from lth_companion.lab.sweeps import _time
     return f"{time.strftime('%Y-%m-%d %H:%M:%S', time.localtime(date))} ({_time(max(0, time.time() - date))} ago)"
 
 # %% ../../nbs/lab/12_cli.ipynb #55605a25
@@ -401,7 +401,7 @@ def trials_show(hashes: Annotated[list[str], typer.Argument(metavar="HASH ...", 
 
     Example: lth trials show 3f2a91
     """
-    from lth_companion.lab.trials import failures
+    from lth_companion.lab.sweeps import failures
     store, packs = _store(repo)
     failed = {f["hash"]: f for f in failures(store)}
     for hash in _find(hashes, store, packs, failed):

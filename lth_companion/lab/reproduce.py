@@ -456,7 +456,7 @@ def pack_path(figures, tier, paper) -> Path:
 
 def open_store(root, tier, paper, out=""):
     "The store of finished trials with the packs of a paper and tier attached (those of the clone, and of `out`)."
-    from lth_companion.lab.trials import Store
+    from lth_companion.lab.store import Store
     store = Store(runs_folder(root))
     for figures in dict.fromkeys((figures_folder(root, out), figures_folder(root))):
         if pack_path(figures, tier, paper).exists(): store.attach(pack_path(figures, tier, paper))
@@ -471,11 +471,11 @@ class _Trials:
     def store(self): return open_store(self.root, self.tier, self.paper, self.figures)
 
     def run(self,
-        trials, # what `lth_companion.lab.trials.run` takes; duplicates are allowed
+        trials, # what `lth_companion.lab.sweeps.run` takes; duplicates are allowed
         allow_failed: bool = False, # hand back failed rows (`failed` says why) in place of raising
     ): # data frame, one row a trial in the order given
         "Run the trials that are not finished yet and return all of them."
-        from lth_companion.lab import trials as engine
+        from lth_companion.lab import sweeps as engine
         trials = list(trials)
         todo = self._todo(_unique(trials))
         if self.dry: self._plan(bool(todo))
@@ -609,7 +609,7 @@ def _pack(self, drop=()):
     "Bring the paper's pack up to date with what this notebook has finished; nothing at the smoke tier or in a dry run."
     if self.tier not in PACKED or self.dry: return
     from filelock import FileLock # comes with torch
-    from lth_companion.lab.trials import read_pack
+    from lth_companion.lab.store import read_pack
     path, lock = pack_path(self.figures, self.tier, self.paper), runs_folder(self.root) / "locks" / f"{self.tier}-{self.paper}.lock"
     lock.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(lock): # another notebook of this paper may be packing

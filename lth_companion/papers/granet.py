@@ -24,7 +24,7 @@ from ..training.costs import positions, scoring_flops, sizes, training_multiple,
 from ..methods.dynamic import Clock, DropGrow, Dynamic, images_until, initial_masks, number, segments, settings
 from ..methods.plasticity import check_pruning, continue_for, dense_gradients, prune_filters, prune_once, regrown
 from ..lab.machine import gpu_rate
-from ..lab.trials import active_store
+from ..lab.store import active_store
 from .learning_to_learn import _load, nudged
 from .weight_correlation import _SHARED, NetworkTrial, Setup, _macs, _on_cpu, _stepped, fit, initial, network, steps
 

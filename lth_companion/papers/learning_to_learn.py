@@ -26,7 +26,8 @@ from ..training.models import create
 from ..training.loop import Recipe
 from ..training.cohorts import train_cohort
 from ..lab.machine import stack_rate
-from ..lab.trials import Store, Trial, active_store, changed_fields, digest
+from ..lab.store import Store, active_store
+from ..lab.trials import Trial, changed_fields, digest
 
 # %% ../../nbs/papers/learning_to_learn/00_trials.ipynb #41569738
 _VERSIONS = dict(data=1, model=1, selection=1, training=1, cohort=1, experiment=1, saw=1)   # raised by hand when results change

@@ -25,7 +25,8 @@ from ..training.loop import Recipe, train
 from ..training.costs import dense_flops
 from ..training.cohorts import train_cohort
 from ..lab.machine import gpu_rate
-from ..lab.trials import Trial, active_store
+from ..lab.trials import Trial
+from ..lab.store import active_store
 from .learning_to_learn import _load, nudged
 
 # %% ../../nbs/papers/weight_correlation/00_trials.ipynb #100e95b8

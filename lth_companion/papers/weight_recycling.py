@@ -21,7 +21,7 @@ from ..training.loop import Recipe, fast_on, train
 from ..methods.supermasks import Search, Supermask, SupermaskError, frozen_weights, search
 from ..measures.storage import Source, StorageError, bits_by_form
 from ..measures.diversity import disagreement, distances, ensemble, independent_disagreement, logits, pair, path, random_scores
-from ..lab.trials import active_store
+from ..lab.store import active_store
 from .learning_to_learn import _load
 from .weight_correlation import NetworkTrial, Setup, _on_cpu, network
 from .granet import SparseTrial, _images, _rate

@@ -275,7 +275,7 @@ def numerics(recipe:Recipe, device):
 
 # %% ../../nbs/training/02_loop.ipynb #d5704c21
 def capture(f):
-    "A function that replays, on the current stream, what `f()` launches on the current CUDA device; `f` is run three times first. Replays of one process follow each other: side by side stand processes (chapter trials)."
+    "A function that replays, on the current stream, what `f()` launches on the current CUDA device; `f` is run three times first. Replays of one process follow each other: side by side stand processes (chapter sweeps)."
     side, graph = torch.cuda.Stream(), torch.cuda.CUDAGraph()      # its own: graphs captured on one stream share that stream's cuBLAS workspace
     side.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(side):
