@@ -315,7 +315,8 @@ def branch_examples():
         found |= {f"{masks} {start}": T(**LENET, **tuned, **rewind, masks=masks, level=2, start=start) for masks in ("imp", "one-shot", "admm", "smart-ratio") if start != "previous" or masks == "imp"}
     found |= {f"imp reset {reset}": T(**LENET, masks="imp", level=2, rate=.5, reset=reset, **(dict(rewind=2) if reset == "rewound" else {})) for reset in ("rewound", "previous")}
     found |= {"shuffled": T(**LENET, masks="imp", level=1, shuffled=True), "nudged": T(**LENET, masks="imp", level=1, nudge=3), "global": T(**LENET, masks="one-shot", level=1, scope="global")}
-    return found | {f"conv-2 {name}": T(**CONV | dict(rate=.5) | f) for name, f in {"imp": dict(masks="imp", level=1), "admm, first too": dict(masks="admm", level=1, admm_epochs=1, spare_first=False), "resnet-20": dict(model="resnet-20", width=.125, masks="one-shot", level=1, start="rewound", rewind=2)}.items()}
+    found |= {"conv-2": T(**CONV, masks="imp", level=1, rate=.5), "conv-2 admm, first too": T(**CONV, masks="admm", level=1, rate=.5, admm_epochs=1, spare_first=False)}
+    return found | {"resnet-20": T(**RESNET, masks="one-shot", level=1, rate=.5, start="rewound", rewind=2)}
 
 def plasticity_examples():
     T = sparse_training.PlasticityTrial
@@ -337,8 +338,10 @@ def ensemble_examples():
 def ticket_examples():
     T, few = experiments.TicketTrial, dict(data="digits", train_size=160, score_images=50, density=.05, shots=3, levels=2, recipe=Recipe(batch_size=64, max_epochs=3, min_epochs=2, patience=1))
     fields = {f"{s} {r}": dict(scorer=s, rounds=r, stale_gradient=stale) for r, s, stale in (("U-SS", "magnitude", True), ("U-MS", "snip", True), ("I-SS", "grasp", True), ("I-MS", "grasp", True), ("I-SS", "snip", False), ("I-MS", "magnitude>synflow", True))}
-    fields |= {"saw": dict(init="saw:snip", saw_images=50), "saw*, absolute": dict(init="saw*:grasp", saw_images=50, saw_reading="absolute"), "saw, shuffled": dict(init="saw:magnitude", saw_shuffled=True), "once": dict(scorer="once(snip)>synflow"), "train mode": dict(scorer="snip@train", rounds="U-SS"),
-               "all images": dict(scorer="synflow-std", score_images=None), "clean": experiments.CLEAN | dict(rounds="I-SS", level_schedule="exponential"), "pretrained": dict(pretrain=3), "histograms": dict(histograms=True), "histograms by level": dict(histograms=True, rounds="I-SS"), "nudged": dict(nudge=2), "held out": HELD_OUT, "wide": dict(density=.5)}
+    fields |= {"saw": dict(init="saw:snip", saw_images=50), "saw*, absolute": dict(init="saw*:grasp", saw_images=50, saw_reading="absolute"), "saw, shuffled": dict(init="saw:magnitude", saw_shuffled=True)}
+    fields |= {"once": dict(scorer="once(snip)>synflow"), "train mode": dict(scorer="snip@train", rounds="U-SS"), "all images": dict(scorer="synflow-std", score_images=None)}
+    fields |= {"clean": experiments.CLEAN | dict(rounds="I-SS", level_schedule="exponential"), "histograms": dict(histograms=True), "histograms by level": dict(histograms=True, rounds="I-SS")}
+    fields |= {"pretrained": dict(pretrain=3), "nudged": dict(nudge=2), "held out": HELD_OUT, "wide": dict(density=.5)}
     fields |= {f"{w} weights": dict(weights=w) for w in ("gaussian", "shuffled", "saw:magnitude")} | {f"{m} mask": dict(mask_edit=m) for m in ("shuffled", "inverted", "random")}
     return {name: T(**few | f) for name, f in fields.items()}
 
@@ -408,9 +411,12 @@ EXACT = Recipe(lr=.0625, momentum=.5, batch_size=64, max_epochs=2, patience=None
 def gpu_examples():
     "One trial or two of every kind that trains."
     conv, S = CONV | dict(recipe=EXACT.model_copy(update=dict(augment="crop-flip"))), searches.settings_of
-    return {"sparse": [sparse_training.SparseTrial(**conv, scorer="snip", density=.2), sparse_training.SparseTrial(**conv, dynamic=settings("GraNet (s_i=0.5)", .2, interval=2))], "branch": [branches.BranchTrial(**conv, masks="imp", level=1), branches.BranchTrial(**conv, masks="admm", level=1, admm_epochs=1)],
-            "plasticity": [sparse_training.PlasticityTrial(**conv, epoch=1, after=1, rate=.5, regenerate="equal")], "supermask": [searches.SupermaskTrial(**conv, search=S("EP+Recycle", .3, 2).model_copy(update={"frequency": 1})), searches.SupermaskTrial(**conv, search=S("Biprop", .3, 2), trained=EXACT)],
-            "ensemble": [searches.EnsembleTrial(**conv, search=S("Biprop", .3, 2), members=2, paths=1, points=3)], "ticket": [experiments.TicketTrial(data="digits", train_size=160, density=density, rounds=rounds, levels=2, recipe=EXACT) for rounds, density in (("U-MS", .05), ("I-SS", .3))]}
+    return {"sparse": [sparse_training.SparseTrial(**conv, scorer="snip", density=.2), sparse_training.SparseTrial(**conv, dynamic=settings("GraNet (s_i=0.5)", .2, interval=2))],
+            "branch": [branches.BranchTrial(**conv, masks="imp", level=1), branches.BranchTrial(**conv, masks="admm", level=1, admm_epochs=1)],
+            "plasticity": [sparse_training.PlasticityTrial(**conv, epoch=1, after=1, rate=.5, regenerate="equal")],
+            "supermask": [searches.SupermaskTrial(**conv, search=S("EP+Recycle", .3, 2).model_copy(update={"frequency": 1})), searches.SupermaskTrial(**conv, search=S("Biprop", .3, 2), trained=EXACT)],
+            "ensemble": [searches.EnsembleTrial(**conv, search=S("Biprop", .3, 2), members=2, paths=1, points=3)],
+            "ticket": [experiments.TicketTrial(data="digits", train_size=160, density=density, rounds=rounds, levels=2, recipe=EXACT) for rounds, density in (("U-MS", .05), ("I-SS", .3))]}
 
 @pytest.mark.parametrize("kind", [k for k, c in kinds().items() if "recipe" in c.model_fields])
 def test_every_kind_takes_the_recipes_of_a_gpu(kind, tmp_path, monkeypatch, cuda):
@@ -608,7 +614,7 @@ def test_a_pool_of_four_loses_nothing_and_runs_nothing_twice(tmp_path, monkeypat
 
 # ---------------------------------------------------------------- a notebook of each paper
 
-NOTEBOOKS = {"learning_to_learn": "01_baselines", "granet": "02_over_training", "weight_correlation": "02_initial_and_trained", "weight_recycling": "05_small"}
+NOTEBOOKS = {"learning_to_learn": "01_baselines", "granet": "06_ablations", "weight_correlation": "02_initial_and_trained", "weight_recycling": "05_small"}
 
 def test_each_paper_has_its_notebook(): assert set(NOTEBOOKS) == {p.name for p in (ROOT / "nbs/papers").iterdir() if list(p.glob("[0-9]*.ipynb"))}
 
