@@ -3,7 +3,7 @@ import json, pathlib, platform
 import pytest, torch
 from lth_companion.papers import learning_to_learn as experiments
 from lth_companion.lab import trials as engine
-from lth_companion.papers.learning_to_learn import (CLEAN, ImagesTrial, MaskTrial, OverlapTrial, StartTrial, TicketTrial, exchanged, find_masks,
+from lth_companion.papers.learning_to_learn import (CLEAN, ImagesTrial, MaskTrial, OverlapTrial, StartTrial, TicketTrial, cut_off, exchanged, find_masks,
                                                     level_densities, make_ticket, thesis, thesis_size)
 from lth_companion.methods.scorers import ScoreError
 from lth_companion.tickets import generator
@@ -245,6 +245,15 @@ def test_an_overlap_counts_what_the_masks_say():
     assert abs(row.exchanged - row.jaccard) < 6 * row.exchanged_sd      # hidden units of two seeds have nothing to do with one another
     same = run([OverlapTrial(left=left, right=left, exchanges=20)]).iloc[0]
     assert same.differing == 0 and same.jaccard == 1 and same.exchanged < .9
+
+def test_a_class_without_a_path_is_cut_off():
+    assert cut_off({"a": torch.tensor([[1, 0], [0, 0]]).bool(), "b": torch.tensor([[0, 1], [1, 1], [0, 0]]).bool()}) == [0, 2]
+    assert cut_off({"a": torch.ones(2, 2).bool()}) == [] and cut_off({"c": torch.ones(2, 2, 3, 3).bool()}) is None
+    for density in (.005, .05):
+        net = make_ticket(on_digits(density=density))[0]
+        flow = torch.eye(64, dtype=torch.float64)
+        for m in net.masks.values(): flow = m.double() @ flow
+        assert run([masks_on_digits(density=density)]).cut_off[0] == [k for k, row in enumerate(flow) if not row.any()]
 
 def test_exchanged_units_keep_inputs_outputs_and_paths():
     masks = {n: m.bool() for n, m in find_masks(on_digits()).items()}

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['BUILT_IN', 'SIZES', 'FAITHFUL', 'CLEAN', 'Size', 'StartTrial', 'TicketTrial', 'start', 'layer_sizes', 'find_masks',
            'nudged', 'make_ticket', 'train_tickets', 'level_densities', 'run_levels', 'mask_facts', 'thesis',
-           'MaskTrial', 'mask_network', 'exchanged', 'OverlapTrial', 'ImagesTrial', 'thesis_size']
+           'MaskTrial', 'mask_network', 'cut_off', 'exchanged', 'OverlapTrial', 'ImagesTrial', 'thesis_size']
 
 # %% ../../nbs/papers/learning_to_learn/00_trials.ipynb #78d241cd
 import copy, hashlib, json, math, os, time, warnings
@@ -422,6 +422,13 @@ def mask_network(trial:MaskTrial) -> torch.nn.Module:
     return net
 
 # %% ../../nbs/papers/learning_to_learn/00_trials.ipynb #0b7a52ce
+def cut_off(masks:dict) -> list | None:
+    "The outputs that no input reaches, of masks of fully connected layers; None for others. Such a class is the constant of its bias."
+    if any(m.dim() != 2 for m in masks.values()): return None
+    reached = None
+    for m in masks.values(): reached = (m if reached is None else m & reached[None, :]).any(1)
+    return (~reached).nonzero().flatten().tolist()
+
 def _found(trial:MaskTrial) -> tuple[dict, dict]:
     "A trial's masks (bool, on the CPU) and their facts; remembered, since many pairs share one."
     return _remembered(trial, trial.hash)
@@ -430,7 +437,7 @@ def _found(trial:MaskTrial) -> tuple[dict, dict]:
 def _remembered(trial, hash):      # the hash knows the scorers' sources, which a notebook may change
     ticket, notes = make_ticket(trial, mask_network(trial))
     masks = {n: m.bool() for n, m in ticket.masks.items()}
-    facts = {**mask_facts(trial, ticket), **notes, 'sizes': {n: m.numel() for n, m in masks.items()}}
+    facts = {**mask_facts(trial, ticket), **notes, 'cut_off': cut_off(masks), 'sizes': {n: m.numel() for n, m in masks.items()}}
     if trial.pixels: facts['by_pixel'] = next(iter(masks.values())).sum(0).tolist()
     return masks, facts
 
