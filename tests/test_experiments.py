@@ -3,7 +3,8 @@ import json, pathlib, platform
 import pytest, torch
 from lth_companion.papers import learning_to_learn as experiments
 from lth_companion.lab import trials as engine
-from lth_companion.papers.learning_to_learn import CLEAN, TicketTrial, find_masks, level_densities, make_ticket, thesis, thesis_size
+from lth_companion.papers.learning_to_learn import (CLEAN, ImagesTrial, MaskTrial, OverlapTrial, StartTrial, TicketTrial, cut_off, exchanged, find_masks,
+                                                    level_densities, make_ticket, thesis, thesis_size)
 from lth_companion.methods.scorers import ScoreError
 from lth_companion.tickets import generator
 from lth_companion.training.loop import Recipe
@@ -164,6 +165,121 @@ def test_a_plugin_scorer_enters_the_hash_by_its_source(tmp_path):
         assert on_digits("standard probe-scorer>synflow U-MS").hash != first
     finally: del SCORERS["probe-scorer"]
 
+# --- what a figure needs without a training
+
+def masks_on_digits(method="standard snip U-MS", density=.05, **fields): return thesis(method, density, kind=MaskTrial, data="digits", **fields)
+
+START_FROZEN = {k: v for k, v in FROZEN.items() if k in StartTrial.model_fields}
+FACTS_FROZEN = {
+    StartTrial: START_FROZEN,
+    MaskTrial: {k: v for k, v in FROZEN.items() if k != "recipe"} | {"scales": [], "network": None, "pixels": False},
+    OverlapTrial: {"exchanges": 0}, ImagesTrial: {"data": "mnist", "train_size": None, "dull": .1}}
+
+def test_the_frozen_defaults_of_facts_have_not_changed():
+    for kind, want in FACTS_FROZEN.items():
+        now = engine.defaults(kind)
+        assert {k: v for k, v in now.items() if k in want} == want, kind
+    assert len(START_FROZEN) == 10 and OverlapTrial(left=masks_on_digits(), right=masks_on_digits()).description() == {
+        "left": masks_on_digits().description(), "right": masks_on_digits().description()}
+
+FACTS = {
+    "start": StartTrial(data="digits"), "start, saw": StartTrial(data="digits", init="saw:snip", saw_shuffled=True),
+    "masks": masks_on_digits(pixels=True), "masks, scaled": masks_on_digits("standard grasp U-MS", scales=(2, 1, .5), network=7),
+    "overlap": OverlapTrial(left=masks_on_digits(), right=masks_on_digits("standard grasp U-SS", seed=1), exchanges=5), "images": ImagesTrial(data="digits")}
+
+def facts_measured():
+    return {n: engine.decode(engine.dumps(engine.encode(type(t).run_group([t])[0]))) for n, t in FACTS.items()}
+
+def test_facts_are_golden_and_their_hashes_known():
+    "Bit for bit on a known fingerprint; elsewhere what no last bit decides."
+    want, got = json.loads((HERE / "golden.json").read_text())["facts"], facts_measured()
+    assert {n: t.hash for n, t in FACTS.items()} == want["hashes"]
+    if fingerprint() in want["results"]: assert got == want["results"][fingerprint()]
+    any_machine = next(iter(want["results"].values()))
+    assert got["images"] == any_machine["images"] and got["masks"]["sizes"] == any_machine["masks"]["sizes"]
+    for n in ("start", "start, saw"):
+        for layer, sizes in got[n]["layers"].items():
+            assert [sizes["rms"], sizes["median"]] == pytest.approx([any_machine[n]["layers"][layer][k] for k in ("rms", "median")], rel=1e-4)
+    assert [got[n]["kept"] for n in ("masks", "masks, scaled")] == [any_machine[n]["kept"] for n in ("masks", "masks, scaled")]
+
+def test_facts_alone_in_company_and_by_workers():
+    trials = list(FACTS.values())
+    here, there = run(trials), run(trials[::-1], workers=2, force=True)
+    for t in trials:
+        a, b = (rows[rows.hash == t.hash].iloc[0].dropna() for rows in (here, there))
+        assert a.drop("failed", errors="ignore").to_dict() == b.drop("failed", errors="ignore").to_dict()
+
+def test_masks_are_those_of_the_trained_ticket():
+    row = run([on_digits()]).iloc[0]
+    alone = run([masks_on_digits(pixels=True)]).iloc[0]
+    assert all(alone[k] == row[k] for k in ("digest", "kept", "layers", "on_path", "dull_share", "live_inputs", "revived"))
+    masks = find_masks(on_digits())
+    assert alone.by_pixel == masks["fc1.weight"].sum(0).int().tolist() and alone["sizes"] == {n: m.numel() for n, m in masks.items()}
+
+def test_a_start_is_the_one_that_is_trained():
+    from lth_companion.papers.learning_to_learn import start
+    for init in ("standard", "saw:snip", "saw*:grasp"):
+        sizes = run([StartTrial(data="digits", init=init)]).layers[0]
+        for n, w in experiments.prunable(start(on_digits(f"{init} snip U-MS"))).items():
+            size = w.detach().abs() / (2 / w.shape[1]) ** .5
+            assert sizes[n]["rms"] == pytest.approx(float((size ** 2).mean() ** .5), rel=1e-5)
+            assert sizes[n]["together"] == pytest.approx(float(((size > .8 * size.median()) & (size < 1.2 * size.median())).float().mean()), abs=2e-4)
+            edges = experiments.SIZES[[10, 45]]
+            assert sum(sizes[n]["bins"][10:45]) == pytest.approx(int(((size >= edges[0]) & (size < edges[1])).sum()), abs=2)
+
+def test_scales_and_another_network():
+    plain = run([masks_on_digits("standard magnitude U-SS")]).digest[0]
+    scaled, other = run([masks_on_digits("standard magnitude U-SS", scales=(8, 1, 1)), masks_on_digits("standard magnitude U-SS", network=1)]).layers
+    assert scaled["fc1.weight"] > other["fc1.weight"] > 0 and scaled["fc2.weight"] < other["fc2.weight"]      # eight times as large: more of them survive
+    assert run([masks_on_digits("standard magnitude U-SS", network=0, scales=(1, 1, 1))]).digest[0] == plain  # seed 0's own network, as it is
+    def differing(a, b): return run([OverlapTrial(left=a, right=b)]).differing[0]
+    assert differing(masks_on_digits("standard random U-MS"), masks_on_digits("standard random U-MS", network=5)) == 0     # random reads no weight
+    assert differing(masks_on_digits(), masks_on_digits(network=5)) > 0
+
+def test_an_overlap_counts_what_the_masks_say():
+    left, right = masks_on_digits(), masks_on_digits("standard grasp U-SS", seed=1)
+    row = run([OverlapTrial(left=left, right=right, exchanges=200)]).iloc[0]
+    a, b = (torch.cat([m.flatten() for m in find_masks(t).values()]).bool() for t in (left, right))
+    assert (row.both, row.either, row.differing) == (int((a & b).sum()), int((a | b).sum()), int((a ^ b).sum()))
+    assert (row.kept_left, row.kept_right, row.entries) == (int(a.sum()), int(b.sum()), a.numel())
+    assert row.jaccard == pytest.approx(row.both / row.either, rel=1e-8) and 0 < row.chance_sd < row.chance
+    assert abs(row.exchanged - row.jaccard) < 6 * row.exchanged_sd      # hidden units of two seeds have nothing to do with one another
+    same = run([OverlapTrial(left=left, right=left, exchanges=20)]).iloc[0]
+    assert same.differing == 0 and same.jaccard == 1 and same.exchanged < .9
+
+def test_a_class_without_a_path_is_cut_off():
+    assert cut_off({"a": torch.tensor([[1, 0], [0, 0]]).bool(), "b": torch.tensor([[0, 1], [1, 1], [0, 0]]).bool()}) == [0, 2]
+    assert cut_off({"a": torch.ones(2, 2).bool()}) == [] and cut_off({"c": torch.ones(2, 2, 3, 3).bool()}) is None
+    for density in (.005, .05):
+        net = make_ticket(on_digits(density=density))[0]
+        flow = torch.eye(64, dtype=torch.float64)
+        for m in net.masks.values(): flow = m.double() @ flow
+        assert run([masks_on_digits(density=density)]).cut_off[0] == [k for k, row in enumerate(flow) if not row.any()]
+
+def test_exchanged_units_keep_inputs_outputs_and_paths():
+    masks = {n: m.bool() for n, m in find_masks(on_digits()).items()}
+    other = exchanged(masks, generator(3, "exchange"))
+    first, last = list(masks)[0], list(masks)[-1]
+    assert torch.equal(other[first].sum(0), masks[first].sum(0)) and torch.equal(other[last].sum(1), masks[last].sum(1))
+    def paths(m): return torch.linalg.multi_dot([x.double() for x in reversed(m.values())])
+    assert torch.equal(paths(other), paths(masks)) and not torch.equal(other[first], masks[first])
+
+def test_facts_refuse_what_they_would_leave_out():
+    for build, word in ((lambda: masks_on_digits("standard snip I-SS"), "U-SS or U-MS"), (lambda: masks_on_digits(pretrain=5), "pretrain=0"), (lambda: masks_on_digits(recipe=SHORT), "recipe"),
+                        (lambda: MaskTrial.run_group([masks_on_digits(scales=(1., 2.))]), "one factor a layer"), (lambda: exchanged({"c": torch.ones(2, 2, 3, 3)}, generator(0, "x")), "fully connected")):
+        with pytest.raises(ValueError, match=word): build()
+
+def test_facts_follow_the_source_of_a_scorer():
+    from lth_companion.methods.scorers import SCORERS, register
+    try:
+        kept = []
+        for sign in (1, -1):
+            @register("probe-facts", version=sign + 2, replace=sign < 0)
+            def probe(model, batches=None): return {n: sign * p.detach() for n, p in experiments.prunable(model).items()}
+            kept.append(MaskTrial.run_group([masks_on_digits("standard probe-facts U-SS")])[0]["digest"])
+        assert kept[0] != kept[1]
+    finally: del SCORERS["probe-facts"]
+
 def test_sizes_of_the_tiers():
     assert thesis_size("smoke").fields["train_size"] == 6000 and len(thesis_size("smoke").seeds) == 2
     assert min(thesis_size("laptop").fresh) == 100 and len(thesis_size("laptop").fresh) == 20
@@ -175,4 +291,7 @@ if __name__ == "__main__":      # python tests/test_experiments.py: adds this ma
     known = json.loads(file.read_text()) if file.exists() else {"results": {}}
     known["hashes"] = {t.method + f" {t.density:g} {t.seed}": t.hash for t in KNOWN}
     known["results"][fingerprint()] = measured()
+    facts = known.setdefault("facts", {"results": {}})
+    facts["hashes"] = {n: t.hash for n, t in FACTS.items()}
+    facts["results"][fingerprint()] = facts_measured()
     file.write_text(json.dumps(known, indent=1, sort_keys=True) + "\n")
