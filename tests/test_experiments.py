@@ -2,7 +2,7 @@
 import json, pathlib, platform
 import pytest, torch
 from lth_companion.papers import learning_to_learn as experiments
-from lth_companion.lab import trials as engine
+from lth_companion.lab import store as engine_store, trials as engine
 from lth_companion.papers.learning_to_learn import (CLEAN, ImagesTrial, MaskTrial, OverlapTrial, StartTrial, TicketTrial, cut_off, exchanged, find_masks,
                                                     level_densities, make_ticket, thesis, thesis_size)
 from lth_companion.methods.scorers import ScoreError
@@ -188,7 +188,7 @@ FACTS = {
     "overlap": OverlapTrial(left=masks_on_digits(), right=masks_on_digits("standard grasp U-SS", seed=1), exchanges=5), "images": ImagesTrial(data="digits")}
 
 def facts_measured():
-    return {n: engine.decode(engine.dumps(engine.encode(type(t).run_group([t])[0]))) for n, t in FACTS.items()}
+    return {n: engine_store.decode(engine.dumps(engine_store.encode(type(t).run_group([t])[0]))) for n, t in FACTS.items()}
 
 def test_facts_are_golden_and_their_hashes_known():
     "Bit for bit on a known fingerprint; elsewhere what no last bit decides."
