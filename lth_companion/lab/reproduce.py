@@ -120,6 +120,7 @@ class Entry:
     title: str = ""
     regenerates: tuple = () # names of figures and tables
     minutes: dict = field(default_factory=dict, compare=False) # tier -> expected minutes
+    trains: str = "" # what it makes or trains while it renders, so that --rebuild leaves it out
 
     @property
     def label(self): return f"{self.paper}/{self.name}"
@@ -141,7 +142,7 @@ def read_entry(path) -> Entry:
     title = re.search(r"^#[ \t]+(\S.*)$", text, re.MULTILINE)
     minutes = {t: float(n) for t, n in re.findall(r"\b(\w+)\s+(\d{1,9}(?:\.\d{1,9})?)", _line(text, "minutes")) if t in TIERS}
     parts = tuple(p.strip() for p in _line(text, "regenerates").split(";") if p.strip())
-    return Entry(path.parent.name, path.stem, path, title.group(1).strip() if title else path.stem, parts, minutes)
+    return Entry(path.parent.name, path.stem, path, title.group(1).strip() if title else path.stem, parts, minutes, _line(text, "trains"))
 
 # %% ../../nbs/lab/08_reproduce.ipynb #618e4372
 def catalogue(root) -> list: # of Entry, sorted by paper and name
@@ -758,7 +759,7 @@ class Settings:
 class Outcome:
     "What became of one notebook."
     entry: Entry
-    state: str # done, unchanged, planned, failed
+    state: str # done, unchanged, planned, failed, left out
     text: str = ""
     seconds: float = 0.0
     folder: Path | None = None
@@ -823,6 +824,7 @@ def execute(
     forced: str = "", # file of hashes that this command has trained already (with settings.force)
 ) -> Outcome:
     "Run one paper notebook, unless its outputs are what it would write now. A failing cell becomes an `Outcome`, not an exception."
+    if settings.rebuild and entry.trains: return Outcome(entry, "left out", f"it trains while it renders ({entry.trains.rstrip('.')}): lth run {entry.label} --tier {settings.tier} without --rebuild")
     known, device = inspect(entry), resolve_device(settings.device, settings.tier)
     figures = figures_folder(settings.root, settings.out)
     folder, runs = figures / settings.tier / entry.paper / entry.name, runs_folder(settings.root)
