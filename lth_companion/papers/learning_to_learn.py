@@ -58,7 +58,6 @@ class TicketTrial(StartTrial):
     "One ticket of the thesis's kind: initialise, prune, train (facts, 1.1 to 1.6). Densities are fractions kept."
     kind: ClassVar[str] = 'ticket'
     parts: ClassVar[tuple] = ('data', 'model', 'saw', 'selection', 'training', 'cohort', 'experiment')
-    group_size: ClassVar[int] = 16
     scorer: str = 'snip'
     rounds: Literal['U-SS', 'U-MS', 'I-SS', 'I-MS'] = 'U-MS'
     shots: int = Field(10, ge=1)             # scoring rounds where the schedule is MS
@@ -148,6 +147,7 @@ def _same_content(root, id, checksum):
     if known not in (None, checksum): raise datasets.DataError(f'{datasets.facts(id).title} on this machine has other content than the results in {root} were made with '
         f'(its checksum begins {checksum[:8]}, theirs {known[:8]}): put the file back, or set LTH_RUNS to another folder.')
 
+# %% ../../nbs/papers/learning_to_learn/00_trials.ipynb #9a61c0d7
 @lru_cache(maxsize=8)
 def _start(data, device, train_size, validation, model, seed, init, reading, images, shuffled):
     "The initial network's state: all parameters, in a dict. Cached: the methods of a seed share it."
@@ -249,6 +249,7 @@ def nudged(ticket:Ticket, rank:int) -> Ticket:
         place -= w.numel()
     return Ticket(weights, ticket.masks, ticket.rest)
 
+# %% ../../nbs/papers/learning_to_learn/00_trials.ipynb #d5b7304e
 def make_ticket(trial:TicketTrial, net=None) -> tuple[Ticket, dict]:
     "The ticket of a trial that prunes before training, on the CPU, and notes: weights revived in each round; `net` defaults to its initial network."
     net, seen = net or start(trial), []
@@ -415,6 +416,7 @@ class MaskTrial(TicketTrial):
         if self.recipe != Recipe() or self.histograms: raise ValueError('Masks alone have no recipe and no trained weights: leave recipe and histograms out, or use a TicketTrial.')
         return self
 
+# %% ../../nbs/papers/learning_to_learn/00_trials.ipynb #2b8ef4a5
 def mask_network(trial:MaskTrial) -> torch.nn.Module:
     "The network that a trial's masks are found on: its initial one, or that of the seed `network`, its layers times `scales`."
     net = start(trial if trial.network is None else trial.model_copy(update={'seed': trial.network}))
