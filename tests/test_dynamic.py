@@ -1,9 +1,10 @@
 "Drop and grow against a reference written from the papers, its invariants after every update, and trainings that go on after a kill."
-import math, os, signal, warnings
+import json, math, os, pathlib, signal, warnings
 from fractions import Fraction
 import numpy as np, pytest, torch
 from hypothesis import given, settings as budget, strategies as st
 from torch import nn
+from lth_companion.methods import dynamic
 from lth_companion.training import data as datasets
 from lth_companion.methods.dynamic import METHODS, Clock, DropGrow, Dynamic, DynamicError, initial_counts, images_until, initial_masks, segments, settings, sparse_train
 from lth_companion.training.models import create, initialise
@@ -82,8 +83,8 @@ PAPER = {       # start density (None: the final one), drop rate at a fraction o
 
 class Plain:
     "SGD and drop-and-grow from the papers' words, on its own flat float64 weights, momentum and masks."
-    def __init__(self, method, density, interval, total, weights, masks, seed):
-        self.method, self.density, self.interval, self.total, self.seed = method, density, interval, total, seed
+    def __init__(self, method, density, interval, total, weights, masks, seed, rule="zero"):
+        self.method, self.density, self.interval, self.total, self.seed, self.rule = method, density, interval, total, seed, rule
         self.w = {n: (w * masks[n]).numpy().reshape(-1).copy() for n, w in weights.items()}
         self.m = {n: m.numpy().reshape(-1) == 1 for n, m in masks.items()}
         self.v, self.average = {}, {n: np.zeros_like(w) for n, w in self.w.items()}
@@ -106,7 +107,7 @@ class Plain:
             size, active = np.concatenate([abs(w) for w in self.w.values()]), np.concatenate(list(self.m.values()))
             kept = np.zeros_like(active); kept[best(size, active, round(d * len(active)))] = True
             self.m = dict(zip(self.m, np.split(kept, np.cumsum([len(m) for m in self.m.values()])[:-1])))
-        dropped = {}
+        pruned, dropped = {n: m.copy() for n, m in self.m.items()}, {}
         for n, m in self.m.items():                                      # drop the smallest of each layer
             count = int(m.sum())
             gone = 0 if m.all() else math.ceil(round(rate(p) * count, 9))
@@ -121,6 +122,8 @@ class Plain:
             if not share[n]: continue
             score = gradients[n] if growth == "gradient" else abs(self.average[n]) if growth == "average" else draw(t, n, len(m))
             m[best(score, ~m, share[n])] = True
+        if self.rule == "authors":                                       # masked after pruning and after growth, not between drop and growth
+            alive = {n: m & pruned[n] for n, m in self.m.items()}
         for n in self.w:
             self.w[n], self.v[n] = self.w[n] * alive[n], self.v[n] * alive[n]
 
@@ -157,20 +160,20 @@ def walk(name, s, total, seed=0, last=False, dtype=torch.float32, observe=None, 
 def momentum(opt, w): return opt.state[w]["momentum_buffer"]
 
 @pytest.mark.parametrize("density", [.1, .02])
-@pytest.mark.parametrize("method", list(PAPER))
+@pytest.mark.parametrize("method, rule", [(m, "zero") for m in PAPER] + [(m, "authors") for m in ("RigL-ITOP", "GraNet (s_i=0)", "GraNet (s_i=0.5)")])
 @pytest.mark.parametrize("name", ["mlp", "conv-bn", "resnet-20"])
-def test_masks_equal_the_reference_after_every_update(name, method, density):
+def test_masks_equal_the_reference_after_every_update(name, method, rule, density):
     "In float64 the reference's own SGD is the library's to 1e-12; exact zeros, and so ties, agree exactly."
     total, interval = (30, 3) if density == .1 else (31, 2)
     plain, events = None, 0
     start = {n: w.detach().double().clone() for n, w in prunable(network(name)).items()}
     draw = lambda t, n, k: torch.rand(k, generator=generator(0, "grow", t, n)).numpy()
-    for t, work, opt, seen, event in walk(name, settings(method, density, interval), total, dtype=torch.float64, last=name == "conv-bn" and density == .1):
+    for t, work, opt, seen, event in walk(name, settings(method, density, interval, regrown=rule), total, dtype=torch.float64, last=name == "conv-bn" and density == .1):
         if plain is None:
             shapes = {n: tuple(w.shape) for n, w in start.items()}
             counts = {n: math.prod(s) for n, s in shapes.items()} if PAPER[method][0] == 1. else erdos_renyi_kernel(shapes, PAPER[method][0] or density)
             assert counts == {n: int(m.sum()) for n, m in zip(work.names, work.masks)}
-            plain = Plain(method, density, interval, total, start, {n: m.contiguous().clone() for n, m in zip(work.names, work.masks)}, 0)
+            plain = Plain(method, density, interval, total, start, {n: m.contiguous().clone() for n, m in zip(work.names, work.masks)}, 0, rule)
             continue
         plain.step(t, {n: g.contiguous() for n, g in seen[1].items()}, draw)
         events += event
@@ -181,6 +184,25 @@ def test_masks_equal_the_reference_after_every_update(name, method, density):
                 assert np.allclose(ours, theirs, rtol=0, atol=1e-12 * max(1, abs(theirs).max())), (t, n, abs(ours - theirs).max())
     expected = {"GMP": total // 2 // interval, "RigL": math.ceil(.75 * total / interval) - 1}.get(method, (total - 1) // interval)
     assert events == len(work.history) == expected
+
+# --- the authors' code: counts from a trace of their class, made outside this repository (the file says of which version, and how)
+
+TRACE = json.loads((pathlib.Path(__file__).parent / "authors_trace.json").read_text())
+
+@pytest.mark.parametrize("case", TRACE["cases"], ids=lambda c: f"{c['method']}-{c['network']}")
+def test_the_authors_rule_is_that_of_their_code(case, monkeypatch):
+    """By layer and event, the weights kept, those that are not 0, and those with momentum.
+
+    Theirs cuts the number to keep to a whole one and prunes what equals the smallest of those too; with their totals in place of the exact ones, nothing is left to differ."""
+    expected = {e["t"]: {k: e[k] for k in ("kept", "alive", "moving")} for e in case["events"]}
+    totals = (sum(e["kept"]) for e in case["events"])
+    s, got = settings(case["method"], TRACE["density"], TRACE["interval"], regrown="authors"), {}
+    for t, work, opt, _, _ in walk(case["network"], s, TRACE["steps"], dtype=torch.float64):
+        if t == 0: monkeypatch.setattr(dynamic, "count", lambda density, n: next(totals))      # the first masks are the same on both sides
+        if t in expected:
+            parts = dict(kept=work.masks, alive=work.weights, moving=[momentum(opt, w) for w in work.weights])
+            got[t] = {k: [int(torch.count_nonzero(x)) for x in part] for k, part in parts.items()}
+    assert got == expected
 
 # --- invariants
 
@@ -212,7 +234,7 @@ def test_after_every_update(case, density, last):
             assert sum(int(m.sum()) for m in now) == count
             start, ever = now, [m.bool() for m in now]
             continue
-        d = clock.density(t) if event else None
+        d, had = clock.density(t) if event else None, count
         if d is not None: count = round(d * n)
         assert event == clock.is_event(t) and sum(int(m.sum()) for m in now) == count
         for w, m in zip(work.weights, now):
@@ -226,27 +248,31 @@ def test_after_every_update(case, density, last):
             assert not w[new | back].any() and not u[new | back].any()
             assert torch.equal(u[stayed], v[stayed])
             regrown.append(int(back.sum()))
-        if s.exclude_dropped or s.regrown == "authors" or s.growth == "none": assert sum(regrown) == 0
+        if s.exclude_dropped or s.growth == "none": assert sum(regrown) == 0
+        if s.regrown == "authors": assert sum(regrown) <= had - count      # what comes back as 0 was pruned, not dropped
         assert record == dict(t=t, kept=[int(m.sum()) for m in now], gone=[int(((m == 0) & (b == 1)).sum()) for m, (_, _, b) in zip(now, seen[0])],
                               new=[int(((m == 1) & (b == 0)).sum()) for m, (_, _, b) in zip(now, seen[0])], seen=[int(e.sum()) for e in ever],
                               first=[int((m * b).sum()) for m, b in zip(now, start)])
     assert count == round((density if s.schedule != "authors" else clock.density((clock.last - 1) * 2)) * n)
 
-def test_what_is_dropped_and_regrown_in_one_event_keeps_value_and_momentum_only_under_authors():
+def test_under_authors_what_the_drop_took_keeps_value_and_momentum_and_what_the_schedule_pruned_does_not():
     def first_event(regrown):
         for t, work, opt, seen, event in walk("conv-bn", settings("GraNet (s_i=0.5)", .2, 2, regrown=regrown), 20):
             if event: return work, opt, seen[0]
     (zero, zo, before), (keep, ko, _) = first_event("zero"), first_event("authors")
-    both = 0
-    for a, b, (was, v, mask) in zip(range(3), range(3), before):
-        w, u, m = zero.weights[a].detach(), keep.weights[b].detach(), zero.masks[a]
-        assert torch.equal(m, keep.masks[b])
+    all_sizes = torch.cat([(was.abs() * mask).reshape(-1) for was, _, mask in before])
+    smallest = all_sizes.sort(descending=True).values[round(zero.clock.density(2) * len(all_sizes)) - 1]      # of those that the schedule leaves
+    from_drop = from_pruning = 0
+    for ours, theirs, (was, v, mask), m, same in zip(zero.weights, keep.weights, before, zero.masks, keep.masks):
+        assert torch.equal(m, same)
+        w, u, left = ours.detach(), theirs.detach(), was.abs() >= smallest
         back = (m == 1) & (mask == 1) & (w == 0) & (was != 0)
-        both += int(back.sum())
-        assert not momentum(zo, zero.weights[a])[back].any()
-        assert torch.equal(u[back], was[back]) and torch.equal(momentum(ko, keep.weights[b])[back], v[back])
+        dropped, pruned = back & left, back & ~left
+        assert not momentum(zo, ours)[back].any() and not u[pruned].any() and not momentum(ko, theirs)[pruned].any()
+        assert torch.equal(u[dropped], was[dropped]) and torch.equal(momentum(ko, theirs)[dropped], v[dropped])
         assert torch.equal(u[(m == 1) & ~back], w[(m == 1) & ~back])
-    assert both > 5
+        from_drop, from_pruning = from_drop + int(dropped.sum()), from_pruning + int(pruned.sum())
+    assert from_drop > 5 and from_pruning > 5
 
 @budget(max_examples=40)
 @given(st.sampled_from(["SET", "RigL-ITOP", "SNFS", "GMP", "GraNet (s_i=0)", "GraNet (s_i=0.5)"]), st.sampled_from(["global", "layer"]), st.sampled_from(["erk", "uniform"]),

@@ -40,7 +40,7 @@ class Dynamic(BaseModel):
     share: Literal['layer', 'momentum'] = 'layer'      # a layer gets back what it lost, or its share of the average gradients
     interval: int = Field(100, ge=1)                   # iterations between events
     exclude_dropped: bool = False                      # what an event took it does not give back
-    regrown: Literal['zero', 'authors'] = 'zero'       # authors: dropped and regrown in one event keeps value and momentum
+    regrown: Literal['zero', 'authors'] = 'zero'       # authors: what the drop takes and the same event regrows keeps value and momentum
 
     @field_validator('density', 'initial_density', mode='before')
     @classmethod
@@ -216,17 +216,18 @@ def _update(self, t:int) -> bool:
     sizes = [w.detach().abs().reshape(-1) for w in self.weights]
     if not all(math.isfinite(w.max()) for w in sizes if w.numel()): return False      # the maximum of a NaN is NaN
     before = [m.reshape(-1).bool() for m in self.masks]
-    active, rate = self._pruned(t, sizes, before), self.clock.drop(t)
-    grown = [torch.zeros_like(a) for a in active]
+    pruned, rate = self._pruned(t, sizes, before), self.clock.drop(t)
+    active, grown = pruned, [torch.zeros_like(p) for p in pruned]
     if rate:
-        free = [~a for a in (before if self.settings.exclude_dropped else active)]
-        kept, open_ = [number(a) for a in active], [number(f) for f in free]
+        free = [~a for a in (before if self.settings.exclude_dropped else pruned)]
+        kept, open_ = [number(p) for p in pruned], [number(f) for f in free]
         freed = [dropped(rate, k, f if self.settings.exclude_dropped else k if f else 0) for k, f in zip(kept, open_)]
-        active = keep_largest(sizes, active, [k - d for k, d in zip(kept, freed)])
+        active = keep_largest(sizes, pruned, [k - d for k, d in zip(kept, freed)])
         room = free if self.settings.exclude_dropped else [~a for a in active]
         grown = keep_largest(self._growth_scores(t, room), room, self._shares(freed, active, room))
     new = [a | g for a, g in zip(active, grown)]
-    self._write(new, active if self.settings.regrown == 'zero' else new)
+    alive = active if self.settings.regrown == 'zero' else [p & n for p, n in zip(pruned, new)]      # the authors mask after pruning and after growth, not between drop and growth
+    self._write(new, alive)
     self._note(t, before, new)
     return True
 

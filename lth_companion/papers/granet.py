@@ -30,6 +30,7 @@ from .weight_correlation import _SHARED, NetworkTrial, Setup, _macs, _on_cpu, _s
 
 # %% ../../nbs/papers/granet/00_trials.ipynb #05a5666f
 _VERSIONS = dict(data=1, model=1, selection=1, training=1, dynamic=1, sparse=1)      # raised by hand when results change
+_AUTHORS = 2      # the version of `regrown="authors"` alone: 2 starts at 0 what the schedule pruned and the same event regrows (1 was without a number)
 
 class SparseTrial(NetworkTrial):
     "One training with masks found before it or changed during it (GraNet; facts 2.2 to 2.4)."
@@ -59,7 +60,11 @@ class SparseTrial(NetworkTrial):
         return bool(self.dynamic) and (self.dynamic.schedule != 'constant' or self.dynamic.drop != 'none')
 
 # %% ../../nbs/papers/granet/00_trials.ipynb #c8fcf172
-SparseTrial.components = lambda t: _VERSIONS | ({} if t.changing else {'cohort': 1})
+def _components(trial) -> dict:
+    option = {'authors': _AUTHORS} if trial.dynamic and trial.dynamic.regrown == 'authors' else {}
+    return _VERSIONS | ({} if trial.changing else {'cohort': 1}) | option
+
+SparseTrial.components = _components
 SparseTrial.group_key = lambda t: t.hash if t.changing else (*(getattr(t, k) for k in _SHARED), False)      # what goes in a cohort is one group
 
 def static_ticket(trial:SparseTrial) -> Ticket:
@@ -235,7 +240,7 @@ def granet_settings(tier:str, device:str='cpu', seeds:list=()) -> dict[str, Spar
     if tier == 'laptop':
         lenet = lambda data: dict(data=data, train_size=20_000, **at)
         found = [_sparse_setting('LeNet on MNIST', lenet('mnist'), 12, all_, seeds or range(100, 120), 8, TABLE),
-                 _sparse_setting('LeNet on Fashion-MNIST', lenet('fashion-mnist'), 12, (.02,), seeds or range(100, 120), 8, DECIDING),
+                 _sparse_setting('LeNet on Fashion-MNIST', lenet('fashion-mnist'), 12, (.02,), seeds or range(100, 120), 8, (*DECIDING, *TABLE[-2:])),
                  _sparse_setting('vgg-11 on cifar10-jpeg', dict(data='cifar10-jpeg', train_size=3_000, model='vgg-11', width=.125, **at), 8, (.1, .02), seeds or range(100, 103), 3, ('dense', 'SNIP', *DECIDING[1:]), augment='crop-flip', **conv)]      # five poolings need 32x32
     elif tier == 'gpu':
         wide = lambda m, epochs, densities, seeds, few: _sparse_setting(f'{m} on cifar10-jpeg', dict(data='cifar10-jpeg', model=m, **at), epochs, densities, seeds, few, ON_GPU, augment='crop-flip', **fast_on(device))
