@@ -4,6 +4,7 @@ from concurrent.futures import ProcessPoolExecutor
 import pytest, torch
 from torch import nn
 import torch.nn.functional as F
+from pretend_cuda import pretended
 from test_training import images, same, stand_in  # noqa: F401  (a fixture)
 from lth_companion.methods.imp import admm
 from lth_companion.methods.plasticity import dense_gradients
@@ -166,6 +167,15 @@ def test_a_replayed_step_draws_as_an_eager_one(stand_in):  # noqa: F811
     same(*results)
     assert stand_in
     equal(*(searched(recipe=RECIPE.model_copy(update=dict(graph=graph, lr=2 ** -5))) for graph in (False, True)))
+
+def test_on_the_pretended_device_graphs_draw_as_eager_steps():
+    "(Its generator is the CPU's: its operations are.)"
+    with pretended():
+        data, found = images((1, 8, 8), n=100, device="cuda"), []
+        for graph in (False, True):
+            recipe = RECIPE.model_copy(update=dict(graph=graph, lr=2 ** -5))
+            found.append((train(net().to("cuda"), data, recipe).losses, search(net().to("cuda"), data, recipe, SETTINGS)[0].losses))
+    assert found[0] == found[1]
 
 @pytest.mark.gpu
 @pytest.mark.parametrize("graph", [False, True], ids=["eager", "graph"])
