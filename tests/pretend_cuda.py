@@ -266,7 +266,7 @@ def _always(value=None): return lambda *a, **k: value
 CUDA = dict(is_available=_always(True), is_initialized=_always(True), init=_always(), _lazy_init=_always(), device_count=_always(1), current_device=_always(0), set_device=_of_the_device(),
     get_device_name=_of_the_device(NAME), get_device_capability=_of_the_device((9, 0)), is_bf16_supported=_always(True), synchronize=synchronize, empty_cache=_always(), ipc_collect=_always(),
     get_device_properties=_of_the_device(types.SimpleNamespace(name=NAME, total_memory=MEMORY, multi_processor_count=1, major=9, minor=0)), mem_get_info=_of_the_device((MEMORY, MEMORY)),
-    memory_stats=_of_the_device({}), reset_peak_memory_stats=_of_the_device(), manual_seed=_always(), manual_seed_all=_always(), set_rng_state=_always(), get_rng_state=lambda *a: torch.zeros(0, dtype=torch.uint8),
+    memory_stats=_of_the_device({}), reset_peak_memory_stats=_of_the_device(), manual_seed=_always(), manual_seed_all=_always(), set_rng_state=_always(), get_rng_state=lambda *a: torch.zeros(0, dtype=torch.uint8), default_generators=(torch.Generator(),),
     Stream=Stream, current_stream=lambda device=None: Stream(), default_stream=lambda device=None: Stream(), stream=lambda s: contextlib.nullcontext(s), device=lambda d: contextlib.nullcontext(side_of(d)),
     CUDAGraph=Graph, graph=capturing, is_current_stream_capturing=lambda: Pretending.tape is not None,
     **{f"{kind}memory_{what}": _of_the_device(0) for kind in ("", "max_") for what in ("allocated", "reserved")})

@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from ..tickets import Ticket, check_masks, generator, prunable
 from ..selection import SelectionError, check_density, keep_top, smart_ratio
-from ..training.loop import Recipe, optimizer, order
+from ..training.loop import Recipe, forked, home, layer_seeds, optimizer, order, reseed
 
 # %% ../../nbs/methods/04_imp.ipynb #00830e17
 def check_rate(rate:float, level:int) -> float:
@@ -109,12 +109,15 @@ def admm(model, data, recipe:Recipe, density:float, scope:str='layer', spare:tup
         if epoch and stage > (epoch - 1) * stages // epochs: torch._foreach_div_(list(dual.values()), 10)
         pull = [copy[n] - dual[n] for n in weights if n not in spare]
         model.train()
-        for step, indices in enumerate(order(seed, epoch, len(data.train_y), level=-2).to(data.train_y.device).split(recipe.batch_size)):
-            x, y = data.batch(data.train_x, data.train_y, indices, recipe.augment, generator(seed, 'admm', epoch, step) if recipe.augment else None)
-            opt.zero_grad(set_to_none=True)
-            F.cross_entropy(model(x.to(dtype)), y, label_smoothing=recipe.label_smoothing).backward()
-            torch._foreach_add_([w.grad for w in moved], torch._foreach_sub([w.detach() for w in moved], pull), alpha=rho * 10 ** stage)
-            opt.step()
+        batches = order(seed, epoch, len(data.train_y), level=-2).to(data.train_y.device).split(recipe.batch_size)
+        with forked(home(model)):
+            for step, (indices, drawn) in enumerate(zip(batches, layer_seeds(seed, epoch, len(batches), level=-2))):
+                x, y = data.batch(data.train_x, data.train_y, indices, recipe.augment, generator(seed, 'admm', epoch, step) if recipe.augment else None)
+                opt.zero_grad(set_to_none=True)
+                reseed(drawn, home(model))
+                F.cross_entropy(model(x.to(dtype)), y, label_smoothing=recipe.label_smoothing).backward()
+                torch._foreach_add_([w.grad for w in moved], torch._foreach_sub([w.detach() for w in moved], pull), alpha=rho * 10 ** stage)
+                opt.step()
         copy = project()
         with torch.no_grad():
             for n, w in weights.items():

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from ..tickets import Ticket, prunable
 from ..selection import SelectionError, count
-from ..training.loop import Recipe, Result, order, train
+from ..training.loop import Recipe, Result, forked, home, layer_seeds, order, reseed, train
 from .dynamic import keep_largest
 
 # %% ../../nbs/methods/06_plasticity.ipynb #06f753d4
@@ -82,11 +82,13 @@ def prune_filters(ticket:Ticket, rate:float, scope:Literal['global', 'uniform']=
 
 # %% ../../nbs/methods/06_plasticity.ipynb #35b34435
 def dense_gradients(model, data, recipe:Recipe, seed:int, epoch:int) -> dict[str, Tensor]:
-    "The gradient of the loss on the first batch of an epoch by prunable layer; the model's own gradients are left at None, its buffers as they were."
+    "The gradient of the loss on the first batch of an epoch, with the draws of that step (dropout), by prunable layer; the model's own gradients are left at None, its buffers as they were."
     x, y = data.batch(data.train_x, data.train_y, order(seed, epoch, len(data.train_y)).to(data.train_y.device)[:recipe.batch_size])
     weights, buffers, was = prunable(model), {n: b.clone() for n, b in model.named_buffers()}, model.training
     model.train()
-    loss = F.cross_entropy(model(x.to(next(iter(weights.values())).dtype)), y, label_smoothing=recipe.label_smoothing)
+    with forked(home(model)):
+        reseed(layer_seeds(seed, epoch, math.ceil(len(data.train_y) / recipe.batch_size))[0], home(model))
+        loss = F.cross_entropy(model(x.to(next(iter(weights.values())).dtype)), y, label_smoothing=recipe.label_smoothing)
     found = torch.autograd.grad(loss, list(weights.values()))
     model.train(was)
     for n, b in model.named_buffers(): b.copy_(buffers[n])

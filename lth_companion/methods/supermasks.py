@@ -17,7 +17,7 @@ from ..tickets import Ticket, generator, prunable
 from ..selection import SelectionError, check_density, count, top_fixed, top_masks
 from .pruning import LayerCollapse
 from ..training.models import refuse_when_rebuilding
-from ..training.loop import Progress, Recipe, Replay, Result, autocast, check_graph, evaluate, home, keep, numerics, on_gpu, optimizer, resume, set_rate, stop_split, training_batch
+from ..training.loop import Progress, Recipe, Replay, Result, autocast, check_graph, evaluate, forked, home, keep, numerics, on_gpu, optimizer, reseed, resume, set_rate, stop_split, training_batch
 
 # %% ../../nbs/methods/07_supermasks.ipynb #c9588bbd
 class SupermaskError(ValueError):
@@ -221,20 +221,22 @@ class _Steps:
         x, y = training_batch(self.data, indices, self.recipe, self.dtype, draws, self.device)
         self.work.step(x, y, self.recipe.label_smoothing, self.recipe.precision, check)
 
-    def epoch(self, e):
+    def epoch(self, e, seeds):
+        "One epoch; `seeds`: of what the network draws, one a step."
         r, data, work = self.recipe, self.data, self.work
         batches = self.run.batches(self.seed, len(data.train_y)).split(r.batch_size)
         draws = [data.draw(r.augment, len(b), generator(self.seed, 'augment', 0, e * self.run.steps + i)) for i, b in enumerate(batches)] if r.augment else None
         there = data.train_y.device      # to the device once an epoch
         work.clock.fill_(work.step_number)
-        for indices, crops in zip(torch.cat(batches).to(there).split(r.batch_size), torch.cat(draws).to(there).split(r.batch_size) if draws else [None] * len(batches)):
-            if r.graph and len(indices) == r.batch_size: self.replay([t for t in (indices, crops) if t is not None])
-            else: work.look(); self.step(indices, crops)
+        for indices, crops, drawn in zip(torch.cat(batches).to(there).split(r.batch_size), torch.cat(draws).to(there).split(r.batch_size) if draws else [None] * len(batches), seeds):
+            if r.graph and len(indices) == r.batch_size: self.replay([t for t in (indices, crops) if t is not None], drawn)
+            else: work.look(); reseed(drawn, self.device); self.step(indices, crops)
         work.look()
 
-    def replay(self, inputs):
+    def replay(self, inputs, drawn):
         done = self.work.step_number
         if self.graph is None: self.graph = Replay(lambda *a: self.step(*a, check=False), inputs, self.work.opt, [*self.work.model.buffers(), self.work.clock, self.work.first_nan])
+        reseed(drawn, self.device)      # after the warm-up, which draws too
         self.graph(*inputs)
         self.work.step_number = done + 1      # the warm-up has counted too
 
@@ -242,7 +244,7 @@ class _Steps:
 def search(model, data, recipe:Recipe, settings:Supermask, seed:int=0, weight_seed:int=None, score_seed:int=None, on_epoch=None, checkpoint=None, frozen=None) -> tuple[Result, Search]:
     """Search a subnetwork of `model` (in place) on `data`; the `Result` of `training.train`, whose ticket holds the effective weights, and the `Search`.
 
-    `seed` orders the data; `weight_seed` and `score_seed` default to it. `on_epoch(search, result)` is called after each epoch. `checkpoint`: a file written
+    `seed` orders the data and seeds what the network itself draws, as in `train`; `weight_seed` and `score_seed` default to it. `on_epoch(search, result)` is called after each epoch. `checkpoint`: a file written
     after each epoch, from which the same call goes on. `frozen`: weights by layer to search among, instead of drawn ones.
     Raises `SupermaskError` where scores become NaN, naming step and layer; its `result` holds the epochs before."""
     refuse_when_rebuilding('searches')
@@ -265,11 +267,12 @@ def _search(model, data, recipe, settings, seed, weight_seed, score_seed, on_epo
         model.train()
         e = run.result.epochs
         set_rate(work.opt, recipe.lr_at(e))
-        try:
-            stepper.epoch(e)
-            work.put()
-        except SupermaskError as error: error.result = run.result; raise
-        with autocast(recipe.precision, home(model)): record = (*evaluate(model, data), *(evaluate(model, data, split) if split else ()))
+        with forked(stepper.device):
+            try:
+                stepper.epoch(e, run.layer_seeds(seed))
+                work.put()
+            except SupermaskError as error: error.result = run.result; raise
+            with autocast(recipe.precision, home(model)): record = (*evaluate(model, data), *(evaluate(model, data, split) if split else ()))
         on = run.epoch(*record)
         if on: work.change(e + 1, recipe.max_epochs)
         if on_epoch: on_epoch(work, run.result)

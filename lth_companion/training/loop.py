@@ -5,7 +5,8 @@
 # %% auto #0
 __all__ = ['Recipe', 'Stopper', 'Result', 'Progress', 'order', 'autocast', 'optimizer', 'set_rate', 'step', 'evaluate',
            'velocity_of', 'put_velocity', 'keep', 'resume', 'home', 'on_gpu', 'check_device', 'fast_on', 'check_graph',
-           'numerics', 'capture', 'Replay', 'training_batch', 'Stepper', 'stop_split', 'train']
+           'numerics', 'capture', 'Replay', 'layer_seeds', 'reseed', 'forked', 'training_batch', 'Stepper',
+           'stop_split', 'train']
 
 # %% ../../nbs/training/02_loop.ipynb #594450cb
 import contextlib, hashlib, itertools, json, math, os, warnings
@@ -135,6 +136,11 @@ class Progress:
         "The indices of the coming epoch's images in their order, less those before the point of entry."
         e = self.result.epochs
         return order(seed, self.first + e, n, level)[0 if e else self.missed * self.recipe.batch_size:]
+
+    def layer_seeds(self, seed:int, level:int=0) -> list[int]:
+        "The `layer_seeds` of the coming epoch, less those before the point of entry."
+        e = self.result.epochs
+        return layer_seeds(seed, self.first + e, self.steps, level)[0 if e else self.missed:]
 
 # %% ../../nbs/training/02_loop.ipynb #0e7ca351
 def order(seed:int, epoch:int, n:int, level:int=0) -> torch.Tensor:
@@ -302,6 +308,20 @@ class Replay:
         self.replay()
         for p, g in zip(self.params, self.gradients): p.grad = g      # an eager step in between has put its own there
 
+# %% ../../nbs/training/02_loop.ipynb #6d1f0a4e
+def layer_seeds(seed:int, epoch:int, steps:int, level:int=0) -> list[int]:
+    "Seeds of what a network itself draws in the steps of an epoch, such as its dropout: one a step."
+    return torch.randint(2 ** 63 - 1, (steps,), generator=generator(seed, 'layers', level, epoch)).tolist()
+
+def reseed(seed:int, device):
+    "Start torch's global generators, the CPU's and that of `device`, from `seed`."      # torch.manual_seed wakes all there are, which takes longer than a step
+    torch.default_generator.manual_seed(seed)
+    if on_gpu(device): torch.cuda.default_generators[torch.device(device).index or 0].manual_seed(seed)
+
+def forked(device) -> contextlib.AbstractContextManager:
+    "While entered, torch's global generators may be seeded and drawn from; afterwards they are where they were before."
+    return torch.random.fork_rng([device] if on_gpu(device) else [])
+
 # %% ../../nbs/training/02_loop.ipynb #3ed0ea5a
 def training_batch(data, indices, recipe:Recipe, dtype, draws=None, device=None) -> tuple[torch.Tensor, torch.Tensor]:
     "Inputs and targets of training images as the recipe's step takes them: augmented (by `draws`: a generator, or what it drew), on `device` (default: the data's), laid out, in `dtype`."
@@ -321,13 +341,14 @@ class Stepper:
         x, y = training_batch(self.data, indices, self.recipe, self.dtype, draws, self.device)
         step(self.model if model is None else model, self.opt, x, y, self.weights, self.masks, self.recipe.label_smoothing, on_gradient, self.recipe.precision)
 
-    def __call__(self, indices, draws=None, watched:bool=False):
-        "One step on the images `indices`, cropped by `draws`."
+    def __call__(self, indices, draws=None, watched:bool=False, seed:int=None):
+        "One step on the images `indices`, cropped by `draws`; what the network draws follows from `seed`, where there is one."
         full, on_gradient = len(indices) == self.recipe.batch_size, self.on_gradient if watched else None
-        if watched or not full or not self.recipe.graph: return self.run(indices, draws, self.fast if full else self.model, on_gradient)
-        inputs = [t for t in (indices, draws) if t is not None]
-        if self.graph is None: self.graph = Replay(lambda *a: self.run(*a, model=self.fast), inputs, self.opt, self.model.buffers())
-        self.graph(*inputs)
+        inputs, replayed = [t for t in (indices, draws) if t is not None], self.recipe.graph and full and not watched
+        if replayed and self.graph is None: self.graph = Replay(lambda *a: self.run(*a, model=self.fast), inputs, self.opt, self.model.buffers())
+        if seed is not None: reseed(seed, self.device)      # after the graph's warm-up, which draws too
+        if replayed: self.graph(*inputs)
+        else: self.run(indices, draws, self.fast if full else self.model, on_gradient)
 
 # %% ../../nbs/training/02_loop.ipynb #c2d6c5b8
 def stop_split(recipe:Recipe, data) -> str | None:
@@ -367,13 +388,14 @@ def _train(model, data, recipe, masks, seed, level, on_epoch, begin, save_at, un
         batches = run.batches(seed, n, level).split(recipe.batch_size)[:None if until is None else until - done]
         draws = [data.draw(recipe.augment, len(b), generator(seed, 'augment', level, done + i)) for i, b in enumerate(batches)] if recipe.augment else None      # one generator a step: a rewound run sees the same crops
         moved = torch.cat(batches).to(device).split(recipe.batch_size), torch.cat(draws).to(device).split(recipe.batch_size) if draws else itertools.repeat(None)      # to the device once an epoch
-        for indices, crops in zip(*moved):
-            stepper(indices, crops, bool(sparsity) and sparsity.wants(done + 1))
-            done += 1
-            if sparsity: sparsity.update(done)
-            if save_at: save()
-        if done == until: break
-        with autocast(recipe.precision, home(model)): record = (*evaluate(model, data), *(evaluate(model, data, split) if split else ()))
+        with forked(stepper.device):
+            for indices, crops, drawn in zip(*moved, run.layer_seeds(seed, level)):
+                stepper(indices, crops, bool(sparsity) and sparsity.wants(done + 1), drawn)
+                done += 1
+                if sparsity: sparsity.update(done)
+                if save_at: save()
+            if done == until: break
+            with autocast(recipe.precision, home(model)): record = (*evaluate(model, data), *(evaluate(model, data, split) if split else ()))
         on = run.epoch(*record)
         if on_epoch: on_epoch(model, run.result)
         if checkpoint: records.append(record); keep(checkpoint, model, opt, mask_list, sparsity, key, records)
@@ -388,8 +410,8 @@ def train(model, data, recipe:Recipe=Recipe(), masks=None, seed:int=0, level:int
           velocity:dict=None, sparsity=None, checkpoint=None) -> Result:
     """Train `model` in place on `data` and return its `Result`; with `masks` (on any device), pruned weights are and stay 0.
 
-    The data order follows from `(seed, level)`; nothing else is random unless the model itself draws. `on_epoch(model, result)`
-    is called after each epoch. `begin`: the iteration of the schedule at which to start (rewinding; the optimizer starts afresh).
+    A function of its arguments alone: the order of the data, the crops, and what the network itself draws (dropout and other random layers) follow from `(seed, level)`,
+    and torch's global generators are left as they were found. `on_epoch(model, result)` is called after each epoch. `begin`: the iteration of the schedule at which to start (rewinding; the optimizer starts afresh).
     `save_at`: iterations, counted from the start of the schedule, whose tickets `result.saved` (and momentum buffers `result.velocities`)
     shall hold; `until`: the one at which to leave off. `velocity`: momentum buffers to start with, by parameter name. `sparsity`: what changes
     the masks during training (chapter dynamic); it needs `masks`. `checkpoint`: a file written after each epoch, from which the same call goes on after a kill.
