@@ -57,7 +57,7 @@ def searcher(t, name, method, data, r, width=1.):
     indices = t.torch.randint(len(data.train_y), (r.batch_size,), device=t.device)
     def go(n):
         with t.training.numerics(r, t.device):
-            for _ in range(n): steps.replay([i for i in (indices, draws) if i is not None]) if r.graph else steps.step(indices, draws)
+            for _ in range(n): steps.replay([i for i in (indices, draws) if i is not None], 0) if r.graph else steps.step(indices, draws)
     return go
 
 def wait(t):

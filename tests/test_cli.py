@@ -139,12 +139,13 @@ def test_run_then_report(clone, capsys, monkeypatch):
     code, out, err = lth(capsys, "report", "--tier", "smoke")
     lines = out.splitlines()
     from lth_companion.lab.claims import VERDICTS
-    assert code == 0 and lines and all(l.split("\t")[0] in VERDICTS and l.count("\t") == 8 for l in lines)
+    assert code == 0 and lines and all(l.split("\t")[0] in VERDICTS and l.count("\t") == 10 for l in lines)
     assert sum(l.startswith("undecided\tlearning_to_learn/headline-0.005\t") for l in lines) == 1
     assert (clone.root / "figures/smoke/report.html").exists() and "report.html" in err
     code, out, err = lth(capsys, "report", "--json")                     # only smoke has run: that is the default here
     rows = json.loads(out)
     assert len(rows) == len(lines) and {r["tier"] for r in rows} == {"smoke"}
+    assert all(r["says"] in ("paper", "reconstructed", "ours") and r["distance"] in ("smaller", None) for r in rows)
 
     code, out, err = lth(capsys, "trials", "status")
     assert code == 0 and out.splitlines()[0].split("\t")[:2] == ["finished", "4"]
