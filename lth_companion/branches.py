@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['P', 'BRANCHES', 'NetworkTrial', 'BranchTrial', 'dense', 'below', 'is_level', 'network', 'initial', 'steps', 'fit',
-           'Diverged', 'trained', 'rewound', 'start_of', 'find_masks', 'make_ticket', 'agreement', 'Setup', 'leave_out',
-           'Setting', 'schedule_of', 'correlation_settings', 'branch_trial', 'family']
+           'Diverged', 'trained', 'rewound', 'start_of', 'find_masks', 'make_ticket', 'agreement', 'size_of', 'Setup',
+           'leave_out', 'Setting', 'schedule_of', 'correlation_settings', 'branch_trial', 'family']
 
 # %% ../nbs/37_branches.ipynb #83fcf524
 import math
@@ -22,7 +22,7 @@ from .imp import admm, branch, check_rate, cut, shuffle_masks, smart_masks, spar
 from .correlation import both_overlaps, cosine, overlap, pearson, sign_agreement
 from .models import MLP, create
 from .training import Recipe, train
-from .costs import dense_flops
+from .costs import gpu_rate, network_size
 from .cohorts import train_cohort
 from .trials import Trial, active_store
 from .experiments import _load, nudged
@@ -283,18 +283,18 @@ def _run_group(cls, trials):
 BranchTrial.run_group = classmethod(_run_group)
 
 # %% ../nbs/37_branches.ipynb #f76d8a8e
-@lru_cache(maxsize=64)
-def _macs(model, width, shape, classes):
-    "Multiplications of one forward pass."
-    return dense_flops(create(model, shape, classes, width=width), shape) // 2
+def size_of(trial:NetworkTrial) -> tuple[int, int]:
+    "Layers of a trial's network, and FLOPs of one image's forward pass."
+    facts = datasets.facts(trial.data)
+    return network_size(trial.model, trial.width, facts.shape, facts.classes)
 
 def _cost(trial) -> float:
-    "Estimated core-seconds of its own training: three passes at the rates measured on two cores; on a GPU, seconds at an assumed 4e12 FLOP/s."
-    facts = datasets.facts(trial.data)
-    macs = _macs(trial.model, trial.width, facts.shape, facts.classes)
+    "Estimated core-seconds of its own training: three passes at the rates measured on two cores; on a GPU, its seconds alone there (`gpu_rate`)."
+    facts, size = datasets.facts(trial.data), size_of(trial)
     images = ((trial.train_size or facts.counts[0]) + facts.counts[1] / 3) * trial.recipe.max_epochs - _begin(trial) * trial.recipe.batch_size
+    if trial.device == 'cuda': return images / gpu_rate(size, trial.recipe) + .3
     kept, rate = (trial.density if trial.density < .2 else 1., 7e10) if trial.model.startswith('lenet') else (1., 3e10)
-    return images * macs * kept * 6 / (rate if trial.device == 'cpu' else 4e12) + .3
+    return images * (size[1] // 2) * kept * 6 / rate + .3
 
 BranchTrial.cost = _cost
 

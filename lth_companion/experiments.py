@@ -23,6 +23,7 @@ from .saw import saw
 from .pruning import prune, LayerCollapse
 from .imp import random_masks, shuffle_masks
 from .models import create
+from .costs import gpu_rate, network_size
 from .training import Recipe
 from .cohorts import train_cohort
 from .trials import Store, Trial, active_store, changed_fields, digest
@@ -106,11 +107,18 @@ TicketTrial.components, TicketTrial.here_only = _components, _here_only
 TicketTrial.group_key = lambda t: (t.data, t.train_size, t.validation, t.model, t.recipe, t.seed, t.device, t.hash if t.rounds[0] == 'I' else '')
 
 def _cost(trial) -> float:
-    "Estimated core-seconds: about 25 epochs (or the fixed budget) at the rate of the engine for that density."
+    "Estimated core-seconds: about 25 epochs (or the fixed budget) at the rate of the engine for that density; on a GPU, its share of the device's seconds."
     images = (trial.train_size or 60_000) * min(trial.recipe.max_epochs, max(25, trial.recipe.min_epochs)) * 1.15
+    if trial.device == 'cuda': return images * (1 if trial.rounds[0] == 'U' else trial.levels + 1) / _gpu_rate(trial) + .4
     rate = lambda d: 1.2e6 if d < .006 else 6e9 / (266_200 * max(d, .01) * 1.5 + 3000) if d < .2 else 40_000
     if trial.rounds[0] == 'U': return images / min(rate(trial.density), 1.2e6) + .4
     return sum(images / min(rate(d), 1.2e6) for d in (1., *level_densities(trial)))
+
+def _gpu_rate(trial):
+    "A GPU's images a second for a trial's trainings: those of narrow networks stand in a stack, as many as a group has; iterative ones wait for their levels."
+    facts = datasets.facts(trial.data)
+    stack = trial.group_size if trial.model.startswith('lenet') and trial.rounds[0] == 'U' else 1
+    return gpu_rate(network_size(trial.model, 1., facts.shape, facts.classes), trial.recipe, stack=stack)
 
 TicketTrial.cost = _cost
 

@@ -109,7 +109,13 @@ def _ticket_facts(work, ticket, first):
 
 SupermaskTrial.run_group = classmethod(lambda cls, trials: [_run_one(t) for t in trials])
 SupermaskTrial.group_key = lambda t: t.hash
-SupermaskTrial.cost = lambda t: _images(t) * (t.recipe.max_epochs + (t.trained.max_epochs if t.trained else 0)) / _rate(t) + .3
+
+def _cost(trial) -> float:
+    "Estimated core-seconds of the search, and of the dense training before it; on a GPU, its seconds alone there."
+    found = trial.recipe.max_epochs / _rate(trial, work='search')
+    return _images(trial) * (found + (trial.trained.max_epochs / _rate(trial, trial.trained) if trial.trained else 0)) + .3
+
+SupermaskTrial.cost = _cost
 
 # %% ../nbs/39_searches.ipynb #9ff3bd9f
 class EnsembleTrial(NetworkTrial):
@@ -132,7 +138,7 @@ class EnsembleTrial(NetworkTrial):
 
 EnsembleTrial.components = lambda t: _VERSIONS | dict(diversity=1)
 EnsembleTrial.group_key = lambda t: t.hash
-EnsembleTrial.cost = lambda t: t.members * (_images(t) * t.recipe.max_epochs / _rate(t) + .3) * (1 + .1 * t.paths)
+EnsembleTrial.cost = lambda t: t.members * (_images(t) * t.recipe.max_epochs / _rate(t, work='search') + .3) * (1 + .1 * t.paths)
 
 # %% ../nbs/39_searches.ipynb #156e0619
 def member_seed(seed:int, member:int) -> int:

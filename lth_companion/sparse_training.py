@@ -20,12 +20,12 @@ from .stacking import scorer as parse
 from .pruning import prune
 from .models import create
 from .training import Recipe, evaluate, train
-from .costs import positions, scoring_flops, sizes, training_multiple, training_flops, inference_flops
+from .costs import gpu_rate, positions, scoring_flops, sizes, training_multiple, training_flops, inference_flops
 from .dynamic import Clock, DropGrow, Dynamic, images_until, initial_masks, number, segments, settings
 from .plasticity import check_pruning, continue_for, dense_gradients, prune_filters, prune_once, regrown
 from .trials import active_store
 from .experiments import _load, nudged
-from .branches import _SHARED, NetworkTrial, Setup, _macs, _on_cpu, _stepped, fit, initial, network, steps
+from .branches import _SHARED, NetworkTrial, Setup, _on_cpu, _stepped, fit, initial, network, size_of, steps
 
 # %% ../nbs/38_sparse_training.ipynb #05a5666f
 _VERSIONS = dict(data=1, model=1, selection=1, training=1, dynamic=1, sparse=1)      # raised by hand when results change
@@ -121,16 +121,16 @@ def _run_group(cls, trials):
 SparseTrial.run_group = classmethod(_run_group)
 
 # %% ../nbs/38_sparse_training.ipynb #3af703b8
-def _rate(trial):
-    "Images a second, forward and backward: measured on one core; on a GPU assumed at 4e12 FLOP/s."
-    facts = datasets.facts(trial.data)
-    flops = 6 * _macs(trial.model, trial.width, facts.shape, facts.classes)
-    return (4e12 if trial.device == 'cuda' else 5e10 if trial.model.startswith('lenet') else 2.5e10) / flops
+def _rate(trial, recipe=None, work='training'):
+    "Images a second, forward and backward, of a recipe (default: the trial's): measured on one core; on a GPU of one process alone (`gpu_rate`)."
+    size = size_of(trial)
+    if trial.device == 'cuda': return gpu_rate(size, recipe or trial.recipe, work)
+    return (5e10 if trial.model.startswith('lenet') else 2.5e10) / (3 * size[1])
 
 def _images(trial): return (trial.train_size or datasets.facts(trial.data).counts[0]) + datasets.facts(trial.data).counts[1] / 3
 
 def _cost(trial) -> float:
-    "Estimated core-seconds."
+    "Estimated core-seconds; on a GPU, its seconds alone there."
     small = not trial.changing and trial.device == 'cpu' and trial.model.startswith('lenet') and (trial.density or (trial.dynamic.density if trial.dynamic else 1)) < .2
     return _images(trial) * trial.recipe.max_epochs / _rate(trial) * (.15 if small else 1) + .3
 

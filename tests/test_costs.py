@@ -5,12 +5,18 @@ import torch.nn.functional as F
 from hypothesis import given, settings, strategies as st
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
-from lth_companion.costs import (CostError, dense_flops, inference_flops, positions, scoring_flops, sizes, training_flops,
-                                 training_multiple)
+from lth_companion.branches import BranchTrial
+from lth_companion.costs import (FASTEST, CostError, dense_flops, gains, gpu_rate, inference_flops, network_size, positions, rates,
+                                 scoring_flops, sizes, step_ms, training_flops, training_multiple)
 from lth_companion.data import import_torchvision
+from lth_companion.experiments import TicketTrial
 from lth_companion.models import MODELS, create, layer_shapes
+from lth_companion.searches import EnsembleTrial, SupermaskTrial
 from lth_companion.selection import count, erk
+from lth_companion.sparse_training import PlasticityTrial, SparseTrial, granet_recipe, settings as methods
+from lth_companion.supermasks import Supermask
 from lth_companion.tickets import Ticket, generator, prunable
+from lth_companion.training import Recipe
 
 def on_meta(make):
     with torch.device("meta"): return make().eval()
@@ -199,3 +205,92 @@ def test_other_bad_input():
                    (lambda: scoring_flops(ONES, LENET, "snpi", 1), "known: random"), (lambda: scoring_flops(ONES, LENET, "snip", -1), "at least 0")):
         with pytest.raises(CostError) as e: f()
         assert why in str(e.value) and one_sentence(str(e.value))
+
+# ---------------------------------------------------------------- seconds on a GPU
+
+def recipe(**fields): return Recipe(**(dict(batch_size=128, max_epochs=10, patience=None) | fields))
+
+def of_row(r): return recipe(batch_size=r.batch, precision=r.precision, memory_format=r.memory_format, graph=r.launch == "graph")
+
+NETWORKS = [(name, width) for name in ("conv-2", "conv-6", "resnet-20", "resnet-32", "vgg-11", "vgg-19", "mobilenet-v2") for width in (.25, 1., 1.5)]
+
+def test_the_table_of_rates_holds_together():
+    "Layers and FLOPs are those of the networks, a rate is what its milliseconds say, and nothing stands twice."
+    assert len(rates()) == 25 == len(set(rates()))
+    for r in rates():
+        assert network_size(r.network, 1., (1, 28, 28) if r.network == "lenet-300-100" else (3, 32, 32), 10) == (r.layers, r.flops), r
+        assert 1e3 * r.beside * r.batch / r.ms == pytest.approx(r.images, rel=.02), r
+
+@pytest.mark.parametrize("r", [r for r in rates() if r.beside == 1 and r.work != "stack"], ids=lambda r: "-".join((r.network, *r[3:7])))
+def test_what_was_timed_is_estimated_as_it_was_timed(r):
+    assert step_ms((r.layers, r.flops), of_row(r), r.work) == r.ms
+    assert gpu_rate((r.layers, r.flops), of_row(r), r.work) == pytest.approx(r.images, rel=.02)
+
+@pytest.mark.parametrize("work", ["training", "search"])
+def test_more_is_never_faster(work):
+    "More layers or products, a larger batch, fewer of the fast options: at least as many milliseconds. (10 %: between rows of two networks.)"
+    sizes_ = {k: network_size(*k, (3, 32, 32), 10) for k in NETWORKS}
+    plain, graph, fast = recipe(), recipe(graph=True), recipe(**FASTEST)
+    for a, small in sizes_.items():
+        assert step_ms(small, fast, work) <= step_ms(small, graph, work) <= step_ms(small, plain, work), a
+        for b, large in sizes_.items():
+            if small[0] > large[0] or small[1] > large[1]: continue
+            for r in (plain, graph, fast): assert step_ms(small, r, work) <= 1.1 * step_ms(large, r, work), (a, b, r)
+        assert step_ms(small, plain, work) <= step_ms(small, recipe(batch_size=1024), work) <= 8 * step_ms(small, plain, work), a
+
+def test_narrow_networks_gain_little_and_wide_ones_pay_their_products():
+    narrow, own, wide = (step_ms(network_size("vgg-19", w, (3, 32, 32), 10), recipe(**FASTEST)) for w in (.25, 1., 2.))
+    assert .5 * own < narrow < own and wide == pytest.approx(4 * own, rel=.05)
+
+def test_gains_are_ratios_of_the_table():
+    by = {(r.network, r.launch, r.precision, r.memory_format): r.ms for r in rates() if r.beside == 1 and r.work == "training"}
+    best = {n: by[n, "graph", "bf16", "channels_last"] for n in ("resnet-20", "vgg-19", "conv-6")}
+    assert gains(recipe(graph=True)) == pytest.approx({n: by[n, "graph", "float32", "contiguous"] / ms for n, ms in best.items()})
+    assert gains(recipe())["resnet-20"] == pytest.approx(by["resnet-20", "eager", "float32", "contiguous"] / best["resnet-20"])
+    assert set(gains(recipe(**FASTEST)).values()) == {1.}
+
+def vgg(**fields): return dict(data="cifar10-jpeg", model="vgg-19", device="cuda", recipe=granet_recipe(20, **FASTEST, augment="crop-flip")) | fields
+
+@pytest.mark.parametrize("method", ["GMP", "RigL", "GraNet (s_i=0)", "GraNet (s_i=0.5)", "SET"])
+def test_the_twenty_trials_that_ran(method):
+    "Ten side by side took 127 to 145 s each: so many seconds of the device, a tenth of that, for each."
+    cost = SparseTrial(**vgg(), dynamic=methods(method, .02, interval=140)).cost()
+    assert 145 / 10 / 2 < cost < 127 / 10 * 2
+
+def test_every_kind_of_trial_is_estimated_on_a_gpu():
+    "Dearer in float32 without a graph; cheaper than on a core; a search dearer than a training; more epochs cost more."
+    found = {}
+    for name, r in (("fast", recipe(**FASTEST)), ("plain", recipe()), ("long", recipe(**FASTEST, max_epochs=30))):
+        base = dict(data="cifar10-jpeg", model="conv-6", device="cuda", recipe=r)
+        kinds = dict(branch=BranchTrial(**base), sparse=SparseTrial(**base), plasticity=PlasticityTrial(**base, epoch=2, after=r.max_epochs), search=SupermaskTrial(**base, search=Supermask(density=.1)),
+                     ensemble=EnsembleTrial(**base, search=Supermask(density=.1)), pretrained=SupermaskTrial(**base, search=Supermask(density=.1), trained=r))
+        found[name] = {k: t.cost() for k, t in kinds.items()}
+        cpu = {k: t.model_copy(update=dict(device="cpu", recipe=r.model_copy(update=dict(graph=False)))).cost() for k, t in kinds.items()}
+        assert all(found[name][k] < cpu[k] / 50 for k in kinds), (found[name], cpu)
+    assert all(found["fast"][k] < found["plain"][k] and 2.5 * found["fast"][k] < found["long"][k] < 3 * found["fast"][k] for k in found["fast"])
+    fast = found["fast"]
+    assert fast["branch"] == fast["sparse"] < fast["search"] < fast["pretrained"] == pytest.approx(fast["search"] + fast["sparse"], abs=.31) and fast["ensemble"] == pytest.approx(3 * fast["search"], rel=.02)
+
+def test_tickets_in_a_stack_share_the_device():
+    "A one-shot ticket costs its share of sixteen in a stack; an iterative one trains alone, level after level; a convolutional one too."
+    graphed = dict(device="cuda", recipe=recipe(batch_size=64, graph=True, max_epochs=25))
+    one, levels = TicketTrial(**graphed, density=.05).cost(), TicketTrial(**graphed, density=.05, rounds="I-SS", levels=4).cost()
+    slowest = min(r.images for r in rates() if r.beside == 20)
+    assert one == pytest.approx(60_000 * 25 * 1.15 / (slowest * 16 / 20) + .4)
+    assert levels == pytest.approx(60_000 * 25 * 1.15 * 5 / 469_000 + .4, rel=.02)
+    assert TicketTrial(device="cuda", density=.05, recipe=recipe(batch_size=64)).cost() > one and TicketTrial(**graphed, density=.05, model="conv-2").cost() > 5 * one
+
+def test_estimates_on_a_core_are_as_they_were():
+    "By the constants that stood here before a GPU was timed: multiplications of the dense network, six a weight and image, at a rate a kind."
+    macs, images = 266_200, (60_000 + 10_000 / 3) * 10
+    assert BranchTrial(recipe=recipe()).cost() == pytest.approx(images * macs * 6 / 7e10 + .3)
+    assert BranchTrial(recipe=recipe(), masks="imp", level=8).cost() == pytest.approx(images * .8 ** 8 * macs * 6 / 7e10 + .3)
+    assert SparseTrial(recipe=recipe()).cost() == pytest.approx(images * 6 * macs / 5e10 + .3)
+    assert SparseTrial(recipe=recipe(), scorer="snip", density=.02).cost() == pytest.approx(.15 * images * 6 * macs / 5e10 + .3)
+    assert PlasticityTrial(recipe=recipe(), epoch=1, after=2).cost() == pytest.approx(images / 5 * 6 * macs / 5e10 + .1)
+    conv = dict(data="fashion-mnist", model="conv-2", recipe=recipe())
+    searched = images * 6 * 32_632_320 / 2.5e10
+    assert SupermaskTrial(**conv, search=Supermask(density=.1)).cost() == pytest.approx(searched + .3)
+    assert SupermaskTrial(**conv, search=Supermask(density=.1), trained=recipe()).cost() == pytest.approx(2 * searched + .3)
+    assert EnsembleTrial(**conv, search=Supermask(density=.1), members=4).cost() == pytest.approx(4 * (searched + .3))
+    assert TicketTrial(density=.005).cost() == pytest.approx(60_000 * 25 * 1.15 / 1.2e6 + .4) and TicketTrial(density=.5).cost() == pytest.approx(60_000 * 25 * 1.15 / 40_000 + .4)
