@@ -11,7 +11,6 @@ __all__ = ['P', 'BRANCHES', 'NetworkTrial', 'BranchTrial', 'dense', 'below', 'is
 import math
 from collections import OrderedDict
 from dataclasses import dataclass
-from functools import lru_cache
 from pathlib import Path
 from typing import ClassVar, Literal
 import torch

@@ -10,7 +10,7 @@ __all__ = ['LIBRARY', 'ONE_THREAD', 'KEEP_MEMORY', 'PASSED_ON', 'EXAMPLE', 'KIND
 # %% ../nbs/29_clusters.ipynb #644ec0b2
 import asyncio, contextlib, functools, hashlib, importlib.metadata, importlib.util, os, platform, shlex, socket, subprocess, sys, tempfile, threading, time, uuid
 from collections import deque
-from concurrent.futures import CancelledError, Executor, Future, InvalidStateError
+from concurrent.futures import BrokenExecutor, CancelledError, Executor, Future, InvalidStateError
 from pathlib import Path
 from pydantic import BaseModel, ConfigDict, ValidationError
 
@@ -98,7 +98,10 @@ def _no_gpu():
 def work(token, fn, args, kwargs):
     "Runs on a worker: `fn(*args, **kwargs)`; WorkerLost if this process was not admitted."
     if token not in _admitted: raise WorkerLost("its process was replaced")
-    return fn(*args, **kwargs)
+    try: return fn(*args, **kwargs)
+    except BrokenExecutor as e: # its GPU takes nothing more from this process (chapter 30): the nanny starts another
+        print(f"this worker ends: {e}", file=sys.stderr, flush=True)
+        os._exit(1)
 
 # %% ../nbs/29_clusters.ipynb #eebbce88
 class Cluster(Executor):

@@ -5,9 +5,10 @@
 # %% auto #0
 __all__ = ['KINDS', 'LARGEST', 'CANNOT_START', 'dumps', 'digest', 'canonical', 'changed_fields', 'defaults', 'Trial', 'encode',
            'decode', 'seal', 'opened', 'unseal', 'StoreError', 'write_file', 'read_file', 'write_pack', 'read_pack',
-           'Store', 'reason', 'one_thread', 'Interrupts', 'active_store', 'run_here', 'run_there', 'run_together',
-           'InProcess', 'Workers', 'places', 'groups', 'progress_text', 'time_left', 'Progress', 'announced', 'sweeps',
-           'failed_note', 'failures', 'failure_lines', 'Sweep', 'table', 'run', 'estimate', 'Idle']
+           'Store', 'reason', 'one_thread', 'Interrupts', 'DeviceLost', 'device_lost', 'active_store', 'run_here',
+           'run_there', 'run_together', 'InProcess', 'Workers', 'places', 'groups', 'progress_text', 'time_left',
+           'Progress', 'announced', 'sweeps', 'failed_note', 'failures', 'failure_lines', 'Sweep', 'table', 'run',
+           'estimate', 'Idle']
 
 # %% ../nbs/30_trials.ipynb #7e9a0c64
 import contextlib, contextvars, functools, gzip, hashlib, heapq, importlib.metadata, importlib.util, json, lzma, math
@@ -403,6 +404,14 @@ class Interrupts:
 
 _interrupts = contextvars.ContextVar("interrupts of the present run", default=Interrupts())
 
+# %% ../nbs/30_trials.ipynb #e6c2b750
+class DeviceLost(BrokenExecutor):
+    "The GPU takes nothing more from a process, after a fault of its own or, under MPS, of another's; a new process can go on."
+
+def device_lost(error: BaseException) -> bool:
+    "Whether CUDA will refuse whatever else this process asks. Memory that was short is no such error."
+    return "CUDA error" in str(error) and "out of memory" not in str(error)
+
 # %% ../nbs/30_trials.ipynb #494650d8
 _active = contextvars.ContextVar("store of the present run", default=None)
 
@@ -419,6 +428,7 @@ def run_here(kind: type, trials: list, root=None) -> list[dict]:
         metas = [r.get("meta", {}) for r in results]
         texts = [dumps(encode({k: v for k, v in r.items() if k != "meta"})) for r in results]
     except Exception as error:
+        if device_lost(error) and multiprocessing.parent_process(): raise DeviceLost(reason(error)) from error  # a worker, which can be replaced
         if len(trials) == 1: return [{"failed": reason(error), "traceback": traceback.format_exc()}]
         texts = None
     finally: _active.reset(token)
@@ -493,9 +503,12 @@ class Workers(Executor):
             else: return slot.last
 
     def _slot(self):
-        for slot in list(self.slots):
-            if slot.last.done() and isinstance(slot.last.exception(), BrokenExecutor): self._drop(slot)
-            elif slot.last.done(): return slot
+        errors = [(slot, slot.last.exception()) for slot in self.slots if slot.last.done()]
+        shared = any(isinstance(error, DeviceLost) for _, error in errors)  # the idle had part in it, and MPS waits for them to leave
+        for slot, error in errors:
+            if shared or isinstance(error, BrokenExecutor): self._drop(slot)
+        for slot in self.slots:
+            if slot.last.done(): return slot
         if len(self.slots) < self.count: self.slots.append(self._start())
         self.slots.rotate()
         return self.slots[0]
@@ -731,7 +744,7 @@ class Sweep:
         self.queue, self.store, self.pool, self.workers, self.force = deque(waiting), store, pool, workers, force
         self.bar, self.on_done = bar, on_done
         self.flying, self.claimed, self.elsewhere, self.deaths = {}, {}, [], Counter()
-        self.results, self.failures, self.seconds = {}, {}, 0.0
+        self.results, self.failures, self.seconds, self.apart = {}, {}, 0.0, set()
         self.worth = getattr(pool, "worth", 0.0)  # seconds of work below which groups share a call
         self.ahead = getattr(pool, "ahead", 0.0)  # and below which a worker is given its next group early
 
@@ -752,6 +765,7 @@ class Sweep:
         "Fill the free places."
         self.bar.workers = width = places(self.pool, self.workers)
         while self.queue and len(self.flying) < (2 * width if self.early(width) else width):
+            if self.flying and self.apart & {self.queue[0][0].hash, *(group[0].hash for group in self.flying.values())}: break
             if parts := self.gather(width):
                 group = sum(parts, [])
                 self.bar.begin(group)
@@ -814,13 +828,14 @@ class Sweep:
             for t, outcome in zip(group, future.result()): self.finish(t, outcome)
 
     def lost(self, group, error):
-        "The worker died: each trial again, alone, at most twice."
+        "The worker died: each trial again, alone, at most twice; with nothing beside it where several workers share the fate of one."
         for t in group:
             self.deaths[t.hash] += 1
+            if isinstance(error, DeviceLost): self.apart.add(t.hash)
             if self.deaths[t.hash] <= 2:
                 self.queue.appendleft([t])
                 self.bar.again(t)
-            else: self.finish(t, {"failed": f"its worker died three times ({reason(error).rstrip('.')}); if memory is short, use fewer workers", "traceback": ""})
+            else: self.finish(t, {"failed": f"its worker died three times ({reason(error).rstrip('.')}); if memory is short, use fewer workers", "traceback": str(error.__cause__ or "")})
 
     def finish(self, t, outcome):
         "Keep one outcome: the file first, then the books."

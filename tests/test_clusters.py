@@ -15,7 +15,7 @@ from test_cli import lth
 from test_reproduce import clone  # noqa: F401 (clone is a fixture)
 from test_searches import BASE, settings as search_settings
 from test_sparse_training import BASE as SPARSE
-from test_trials import HERE, Logged, Threads, executions, gate, hold, kill_holder, logged, quiet, until
+from test_trials import HERE, Logged, SharedGpu, Threads, executions, gate, hold, kill_holder, logged, quiet, until
 
 ENVIRONMENT = os.environ | {"PYTHONPATH": f"{HERE}{os.pathsep}{HERE.parent}", "OMP_NUM_THREADS": "2"}  # which a worker must not keep
 
@@ -160,6 +160,13 @@ def test_a_trial_that_kills_its_worker_fails_after_three(two, tmp_path):
     rows = quiet(logged(tmp_path, 3, key="one") + [bad], tmp_path / "s", executor=two)
     assert rows["square"].tolist()[:3] == [0, 1, 4] and "its worker died three times" in rows["failed"][3] and "was lost" in rows["failed"][3]
     assert executions(tmp_path).count(3) == 3, "however soon it dies after the trial before it"
+    until(lambda: len(two.hosts) == 2)
+
+
+def test_a_worker_whose_gpu_fails_is_replaced(two, tmp_path):
+    trials = [SharedGpu(number=n, folder=str(tmp_path), action="fault once" if n == 2 else "ok") for n in range(6)]
+    rows = quiet(trials, tmp_path / "s", executor=two)
+    assert rows["failed"].isna().all() and rows["square"].tolist() == [n**2 for n in range(6)] and executions(tmp_path).count(2) == 2
     until(lambda: len(two.hosts) == 2)
 
 

@@ -50,6 +50,41 @@ class Threads(Trial):
                  "pid": os.getpid()} for _ in trials]
 
 
+class SharedGpu(Trial):
+    """Stands for a trial on a GPU that workers share under MPS, by NVIDIA's rules: a fault is told to every process that has the device, and
+    until all of these are gone no other gets it. `action`: fault, always or at the first run; or memory that is short."""
+    kind = "test-shared-gpu"
+    number: int = 0
+    folder: str
+    action: str = "ok"
+    steps: int = 10
+
+    def cost(self): return .02 * self.steps
+
+    @classmethod
+    def run_group(cls, trials):
+        [t] = trials
+        folder = pathlib.Path(t.folder)
+        with open(folder / "executions", "a") as log: log.write(f"{t.number} {os.getpid()}\n")
+        mine = folder / f"client-{os.getpid()}"
+        if not mine.exists() and any(runs(p) for p in folder.glob("faulted-*")): raise RuntimeError("CUDA error: the MPS server is not ready to accept new client requests")
+        mine.touch()
+        for _ in range(t.steps):
+            time.sleep(.02)
+            if (folder / f"faulted-{os.getpid()}").exists(): raise RuntimeError("CUDA error: unspecified launch failure")
+        if t.action == "memory": raise RuntimeError("CUDA error: out of memory")
+        if t.action == "fault" or t.action == "fault once" and executions(folder).count(t.number) == 1:
+            for client in folder.glob("client-*"): client.rename(folder / client.name.replace("client", "faulted"))
+            raise RuntimeError("CUDA error: an illegal memory access was encountered\nfor debugging consider CUDA_LAUNCH_BLOCKING=1")
+        return [{"square": t.number**2}]
+
+
+def runs(path):
+    "Whether the process that a file names still runs."
+    try: return pathlib.Path(f"/proc/{path.name.partition('-')[2]}/stat").read_text().split()[2] != "Z"
+    except OSError: return False
+
+
 def hold(folder, number):
     "Keep a trial from its end: a sweep has not ended when what is to disturb it comes late."
     (new := pathlib.Path(folder) / "hold.new").write_text(str(number))
@@ -403,6 +438,41 @@ def test_a_killed_worker_is_replaced(tmp_path):
         assert killed.result() != os.getpid()
     assert table["failed"].isna().all() and table["square"].tolist() == [n**2 for n in range(24)]
     assert sorted(executions(tmp_path)) == sorted([*range(24), 6])  # the trial in flight, once more
+
+
+@pytest.mark.parametrize("action", ["fault", "fault once"])
+def test_a_fault_on_a_shared_gpu_costs_only_its_trial(tmp_path, action):
+    "All that was beside it runs again in new processes, one after another, so that the one at fault has nobody to take along."
+    trials = [SharedGpu(number=n, folder=str(tmp_path), action=action if n == 6 else "ok") for n in range(16)]
+    table, ran = quiet(trials, tmp_path / "s", workers=4), executions(tmp_path)
+    if action == "fault":
+        assert [n for n, why in enumerate(table["failed"]) if why] == [6] and ran.count(6) == 3
+        assert "its worker died three times (CUDA error: an illegal memory access" in table["failed"][6]
+        assert "in run_group" in T.failed_note(Store(tmp_path / "s"), trials[6].hash).read_text()
+    else: assert table["failed"].isna().all() and ran.count(6) == 2
+    assert [v for n, v in enumerate(table["square"]) if n != 6] == [n**2 for n in range(16) if n != 6]
+    again = {n for n in ran if ran.count(n) > 1} - {6}
+    assert len(again) <= 3 and all(ran.count(n) == 2 for n in again), "those beside it, once more"
+    assert len(list(tmp_path.glob("faulted-*"))) > 1 and sorted(set(ran)) == list(range(16))
+
+
+def test_workers_that_were_idle_at_a_fault_are_replaced_too(tmp_path):
+    "They have lost the device as well, and none gets it before they are gone."
+    trials = [SharedGpu(number=n, folder=str(tmp_path), action="fault once" if n == 0 else "ok", steps=10 if n else 150) for n in range(4)]
+    table = quiet(trials, tmp_path / "s", workers=4)
+    assert table["failed"].isna().all() and sorted(executions(tmp_path)) == [0, 0, 1, 2, 3]
+
+
+def test_short_memory_on_a_gpu_is_a_failure_like_others(tmp_path):
+    trials = [SharedGpu(number=n, folder=str(tmp_path), action="memory" if n == 2 else "ok") for n in range(4)]
+    table = quiet(trials, tmp_path / "s", workers=2)
+    assert table["failed"].tolist() == [None, None, "CUDA error: out of memory", None] and executions(tmp_path).count(2) == 1
+
+
+def test_this_process_keeps_its_gpu_error(tmp_path):
+    "Nobody can replace it: the trial fails with what CUDA said."
+    [why] = quiet([SharedGpu(folder=str(tmp_path), action="fault")], tmp_path / "s")["failed"]
+    assert why.startswith("CUDA error: an illegal memory access") and executions(tmp_path) == [0]
 
 
 def test_workers_that_cannot_start_say_so(tmp_path):
