@@ -337,7 +337,7 @@ def test_report_counts_only_what_provenance_vouches_for(clone):
     row = next(r for r in found.rows if r["claim"] == "headline-0.005")
     assert row["n"] == 2 and row["measured"] == pytest.approx(1.0) and row["verdict"] == "undecided" and not found.left_out
     lines = report_lines(found)
-    assert len(lines) == len(found.rows) and all(l.count("\t") == 8 and "\n" not in l for l in lines)
+    assert len(lines) == len(found.rows) and all(l.count("\t") == 10 and "\n" not in l for l in lines)
     assert any(l.startswith("undecided\tlearning_to_learn/headline-0.005\t") for l in lines)
     page = report_page(found, catalogue(clone.root))
     assert "src='learning_to_learn/01_tiny/accuracy.svg'" in page and "<script" not in page and page == report_page(found, catalogue(clone.root))
