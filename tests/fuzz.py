@@ -33,7 +33,7 @@ from lth_companion.lab.store import Store, StoreError, _envelope, seal, unseal
 
 SECONDS, MEMORY = 5, 1 << 31  # for one input: seconds of CPU time, bytes of address space beyond those of the imports
 EXPECTED = r"The (pack|stored result|checkpoint) "  # warnings that readers document
-ROOT, storage_key = Path(__file__).parent.parent, "lth_companion.measures.storage"
+ROOT, storage_key = Path(__file__).parent.parent, "lth_companion.storage"
 TARGETS = {}
 
 def target(make): TARGETS[make.__name__.replace("_", "-")] = make; return make  # noqa: E702

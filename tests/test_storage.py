@@ -15,7 +15,7 @@ from lth_companion.training.loop import Recipe
 SHAPES = {"lenet-300-100": (1, 11, 11), "conv-2": (1, 12, 12), "resnet-20": (3, 8, 8)}
 WIDTHS = {"lenet-300-100": .05, "conv-2": .125, "resnet-20": .25}
 DENSITIES = [1e-6, 1e-3, .1, .37, .5, .9, 1.]
-KEY = "lth_companion.measures.storage"
+KEY = "lth_companion.storage"
 
 def network(name="lenet-300-100", dtype=torch.float32, last=False):
     model = create(name, SHAPES[name], 10, generator(0, "init"), width=WIDTHS[name]).to(dtype)

@@ -309,7 +309,7 @@ def test_a_name_given_many_times_is_not_read_many_times(tmp_path):
 def compact(path, tensors, **header):
     h = storage._Header.model_validate({"form": "seed", "digest": "x", "settings": {"density": .5}, **header})
     h = h.model_copy(update={"checksum": storage._checksum(tensors, h)})
-    path.write_bytes(safetensors.torch.save(tensors, {"lth_companion.measures.storage": json.dumps(h.model_dump(mode="json"))}))
+    path.write_bytes(safetensors.torch.save(tensors, {"lth_companion.storage": json.dumps(h.model_dump(mode="json"))}))
     return path
 
 def test_a_seed_that_draws_for_days(tmp_path):
