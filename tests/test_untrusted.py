@@ -77,7 +77,7 @@ def test_no_notebook_or_script_runs_what_a_file_says():
     assert len(notebooks) > 40
     for path in notebooks:
         if "runs" in path.relative_to(ROOT).parts: continue
-        allowed = ALLOWED.get({"10_data": "data", "29_clusters": "clusters"}.get(path.stem), set())
+        allowed = ALLOWED.get({"00_data": "data", "02_clusters": "clusters"}.get(path.stem), set())
         for source in cell_sources(path):
             assert not re.search(r"^\s*!", source, re.MULTILINE), f"{path.name} runs a shell command"
             assert dangers(source) <= allowed, (path.name, source[:200])
