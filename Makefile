@@ -38,8 +38,7 @@ figures: venv
 	@$(BIN)/lth run --tier laptop --rebuild
 	@echo "make: and one small notebook a paper, to see it train (tier smoke)"
 	@$(BIN)/lth run learning_to_learn/01 weight_correlation/02 granet/02 weight_recycling/02 --tier smoke
-	@$(BIN)/lth report --tier laptop --brief 2> /dev/null || $(BIN)/lth report --tier laptop --brief
-	@echo "make: the page with every claim, figure and table is figures/laptop/report.html"
+	@$(BIN)/lth report --tier laptop --brief
 
 smoke: venv
 	$(BIN)/lth data fetch mnist

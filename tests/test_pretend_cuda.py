@@ -23,7 +23,7 @@ from lth_companion.methods.stacking import call, scorer as parse
 from lth_companion.methods.supermasks import Supermask, search
 from lth_companion.tickets import Ticket, generator, prunable
 from lth_companion.training.loop import Recipe, evaluate, train
-from lth_companion.lab.trials import KINDS, dumps
+from lth_companion.lab.trials import KINDS, Trial, dumps
 from lth_companion.lab.sweeps import Idle, run
 from lth_companion.lab.store import Store, encode
 from test_imagenet import data as images  # noqa: F401 (a fixture)
@@ -345,14 +345,36 @@ def ticket_examples():
     fields |= {f"{w} weights": dict(weights=w) for w in ("gaussian", "shuffled", "saw:magnitude")} | {f"{m} mask": dict(mask_edit=m) for m in ("shuffled", "inverted", "random")}
     return {name: T(**few | f) for name, f in fields.items()}
 
-EXAMPLES = {"sparse": sparse_examples, "branch": branch_examples, "plasticity": plasticity_examples, "supermask": supermask_examples, "ensemble": ensemble_examples, "ticket": ticket_examples, "idle": lambda: {"idle": Idle(number=1)}}
+FOUND = dict(data="digits", train_size=160, score_images=50, density=.05, shots=3)
+
+def start_examples():
+    T = experiments.StartTrial
+    return {f"{init}": T(data="digits", train_size=160, init=init, saw_images=50) for init in ("standard", "saw:snip", "saw*:grasp")} | {"shuffled": T(data="digits", train_size=160, init="saw:magnitude", saw_shuffled=True), "absolute": T(data="digits", train_size=160, init="saw*:grasp", saw_reading="absolute")}
+
+def mask_examples():
+    T = experiments.MaskTrial
+    return {f"{s} {r}": T(**FOUND | dict(scorer=s, rounds=r)) for s in ("magnitude", "snip", "grasp", "synflow", "magnitude>synflow") for r in ("U-SS", "U-MS")} | {
+        "scaled": T(**FOUND | dict(scales=(1., 2., .5))), "another network": T(**FOUND | dict(network=7)), "pixels": T(**FOUND | dict(pixels=True)), "no revival": T(**FOUND | dict(revive=False))}
+
+def overlap_examples():
+    T, M = experiments.OverlapTrial, experiments.MaskTrial
+    pairs = {s: (M(**FOUND | dict(scorer=s)), M(**FOUND | dict(scorer="magnitude"))) for s in ("snip", "grasp", "synflow", "random")}
+    return {s: T(left=a, right=b) for s, (a, b) in pairs.items()} | {"exchanged": T(left=pairs["snip"][0], right=pairs["synflow"][0], exchanges=3)}
+
+def images_examples():
+    return {f"{n} {dull}": experiments.ImagesTrial(data="digits", train_size=n, dull=dull) for n in (160, 80, 40) for dull in (.1, .5)}
+
+EXAMPLES = {"images": images_examples, "ticket-start": start_examples, "ticket-masks": mask_examples, "ticket-overlap": overlap_examples, "sparse": sparse_examples, "branch": branch_examples, "plasticity": plasticity_examples, "supermask": supermask_examples, "ensemble": ensemble_examples, "ticket": ticket_examples, "idle": lambda: {"idle": Idle(number=1)}}
 
 def test_no_kind_of_trial_is_forgotten():
     "A new kind gets examples here, with every setting that takes another way through its code."
     assert sorted(EXAMPLES) == list(kinds()), "give EXAMPLES a function of the new kind"
     for kind, make in EXAMPLES.items(): assert all(type(t) is kinds()[kind] for t in make().values()) and (kind == "idle" or len(make()) >= 5)
 
-def there(trial): return trial.model_copy(update={"device": "cuda"}) if "device" in type(trial).model_fields else trial
+def there(trial):
+    "The same trial, and those it is of, on the GPU."
+    of = {name: there(value) for name, value in trial if isinstance(value, Trial)}
+    return trial.model_copy(update=of | ({"device": "cuda"} if "device" in type(trial).model_fields else {}))
 
 def results(trials, folder):
     "Results and failures by the trials' names, run as a sweep is, in a store of their own."
@@ -418,7 +440,9 @@ def gpu_examples():
             "ensemble": [searches.EnsembleTrial(**conv, search=S("Biprop", .3, 2), members=2, paths=1, points=3)],
             "ticket": [experiments.TicketTrial(data="digits", train_size=160, density=density, rounds=rounds, levels=2, recipe=EXACT) for rounds, density in (("U-MS", .05), ("I-SS", .3))]}
 
-@pytest.mark.parametrize("kind", [k for k, c in kinds().items() if "recipe" in c.model_fields])
+TRAIN = {k: c for k, c in kinds().items() if "recipe" in c.model_fields and k != "ticket-masks"}      # masks alone inherit a recipe, and refuse all but the plain one
+
+@pytest.mark.parametrize("kind", TRAIN)
 def test_every_kind_takes_the_recipes_of_a_gpu(kind, tmp_path, monkeypatch, cuda):
     "A graph, bf16 and channels_last: rehearsed by the tape, and to the bit what the same steps give one by one."
     replays, plain_replay = [], Graph.replay
@@ -432,7 +456,7 @@ def test_every_kind_takes_the_recipes_of_a_gpu(kind, tmp_path, monkeypatch, cuda
 
 @pytest.mark.parametrize("option", [dict(graph=True), dict(precision="tf32")])
 def test_options_of_a_gpu_are_taken_with_it_alone(option):
-    for T in (c for c in kinds().values() if "recipe" in c.model_fields):
+    for T in TRAIN.values():
         more = {"ticket": dict(density=.1), "plasticity": dict(epoch=1), "supermask": dict(search=Supermask(density=.1)), "ensemble": dict(search=Supermask(density=.1))}.get(T.kind, {})
         assert T(recipe=R.model_copy(update=option), device="cuda", **more).recipe.model_dump()[[*option][0]]
         with pytest.raises(ValueError, match='needs a CUDA device.*use device="cuda"'): T(recipe=R.model_copy(update=option), **more)

@@ -375,7 +375,7 @@ def copied(tmp_path, monkeypatch):
     folder = tmp_path / "copy" / "lth_companion"
     shutil.copytree(reproduce.package_folder(), folder, ignore=shutil.ignore_patterns("__pycache__"))
     monkeypatch.setattr(reproduce, "package_folder", lambda: folder)
-    def forget(): [f.cache_clear() for f in (reproduce.code_hash, reproduce._draws_on, reproduce.tables_hash, reproduce.library_hash)]
+    def forget(): [f.cache_clear() for f in (reproduce.code_hash, reproduce._draws_on, reproduce.tables_hash)]
     forget()
     yield folder, forget
     monkeypatch.undo(); forget()

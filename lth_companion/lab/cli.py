@@ -366,13 +366,14 @@ def trials_status(repo: Repo = ""):
 
     Example: lth trials status
     """
-    from lth_companion.lab import store as trials_store, sweeps as trials_sweeps
+    from lth_companion.lab.store import _entries
+    from lth_companion.lab.sweeps import failures, sweeps
     store, packs = _store(repo)
-    if running := trials_sweeps.sweeps(store): show_table("Running", ("sweep", "trials, rate, time left", "since", "process"), [_running(r) for r in running], kind="running")
-    folder = lambda name: sum(f.is_file() and not f.name.startswith(".") for f in trials_store._entries(store.root / name))
+    if running := sweeps(store): show_table("Running", ("sweep", "trials, rate, time left", "since", "process"), [_running(r) for r in running], kind="running")
+    folder = lambda name: sum(f.is_file() and not f.name.startswith(".") for f in _entries(store.root / name))
     rows = [("finished", len(store.hashes()), store.root / "results"), ("failed", folder("failed"), store.root / "failed"), ("damaged", folder("damaged"), store.root / "damaged")]
     show_table("Trials", ("state", "trials", "where"), rows + [("packed", len(lines), path) for path, lines in packs.items()])
-    if latest := trials_sweeps.failures(store, 10): show_table("Failed last: lth trials show HASH", ("trial", "when", "why"), [(f["hash"][:12], _ago(f["date"]), f["failed"]) for f in latest], kind="failure")
+    if latest := failures(store, 10): show_table("Failed last: lth trials show HASH", ("trial", "when", "why"), [(f["hash"][:12], _ago(f["date"]), f["failed"]) for f in latest], kind="failure")
 
 def _running(record):
     from lth_companion.lab.sweeps import progress_text
@@ -506,7 +507,7 @@ def _check_mps(machine, gpu):
     "Whether processes on the GPU run side by side, and the lines that begin and end it."
     if not gpu: return ("note", "MPS", "no GPU to share")
     found = machine.mps()
-    if found.running: return ("ok", "MPS", f"runs: processes share the GPU, up to {machine.gpu_workers(reproduce.cores())} by default; {machine.END_MPS} ends it")
+    if found.running: return ("ok", "MPS", f"runs: processes share the GPU, up to {machine.gpu_workers(reproduce.cores(), found)} by default; {machine.END_MPS} ends it")
     if not found.here: return ("note", "MPS", f"{machine.MPS_TOOL} is not here, so processes would take turns on the GPU and one is the default: it comes with NVIDIA's driver")
     return ("note", "MPS", f"does not run, so processes would take turns on the GPU and one is the default; {machine.START_MPS} starts it, {machine.END_MPS} ends it")
 

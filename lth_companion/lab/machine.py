@@ -33,9 +33,9 @@ def mps(patience:float=5.) -> Mps:
     return Mps(True, asked.returncode == 0 and 'annot find' not in asked.stdout + asked.stderr)
 
 # %% ../../nbs/lab/04_machine.ipynb #a7c0de07
-def gpu_workers(cores:int) -> int:
-    "Processes that pay on a GPU: up to eight under MPS, one where they would only take turns."
-    return max(1, min(cores, 8)) if mps().running else 1
+def gpu_workers(cores:int, found:Mps=None) -> int:
+    "Processes that pay on a GPU: up to eight under MPS, one where they would only take turns. `found`: what `mps()` said, where it was asked before."
+    return max(1, min(cores, 8)) if (found or mps()).running else 1
 
 # %% ../../nbs/lab/04_machine.ipynb #a7c0de09
 CPUINFO = Path('/proc/cpuinfo')

@@ -98,7 +98,7 @@ def savefig(fig, path_stem):
     return paths
 
 def light(png: bytes, path):
-    "Writes a picture with a palette of its own 256 colours: a third of the bytes, and no difference to the eye."
+    "Writes a picture with a palette of its own 256 colours."
     from PIL import Image as Picture
     with Picture.open(io.BytesIO(png)) as picture:
         picture.convert("RGB").quantize(256, method=Picture.Quantize.MEDIANCUT, dither=Picture.Dither.NONE).save(path, "png", optimize=True)

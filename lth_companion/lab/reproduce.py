@@ -7,10 +7,10 @@ __all__ = ['TIERS', 'ON_CPU', 'STANDARD', 'RUNS_ONLY', 'RENDERS', 'PACKAGES', 'P
            'HOW_FAR', 'ReproduceError', 'Interrupted', 'DryRun', 'disk_mend', 'suggest', 'check_tier', 'resolve_device',
            'has_device', 'find_root', 'runs_folder', 'figures_folder', 'check_writable', 'Entry', 'read_entry',
            'catalogue', 'select', 'Parameter', 'inspect', 'convert', 'read_params', 'source_hash', 'package_folder',
-           'library_hash', 'code_hash', 'rendering', 'tables_hash', 'plugin_hashes', 'file_hash', 'read_provenance',
-           'unchanged', 'write_table', 'tidy', 'package_versions', 'code_version', 'machine', 'pack_path', 'open_store',
-           'Notebook', 'Settings', 'Outcome', 'cores', 'kernel_class', 'execute', 'ledgers', 'measurements', 'Report',
-           'report', 'report_lines', 'report_page', 'counted', 'found_lines']
+           'code_hash', 'rendering', 'tables_hash', 'plugin_hashes', 'file_hash', 'read_provenance', 'unchanged',
+           'write_table', 'tidy', 'package_versions', 'code_version', 'machine', 'pack_path', 'open_store', 'Notebook',
+           'Settings', 'Outcome', 'cores', 'kernel_class', 'execute', 'ledgers', 'measurements', 'Report', 'report',
+           'report_lines', 'report_page', 'counted', 'found_lines']
 
 # %% ../../nbs/lab/08_reproduce.ipynb #6ae2adcd
 import ast, contextlib, difflib, functools, hashlib, html, importlib.metadata, importlib.util, json, math, os, platform, re, shutil, subprocess, sys, tempfile, threading, time, tokenize, typing
@@ -286,14 +286,6 @@ def source_hash(path) -> str:
 def package_folder() -> Path:
     "Where the imported library lies."
     return Path(importlib.util.find_spec("lth_companion").origin).parent
-
-@functools.cache
-def library_hash() -> str:
-    "sha256 of the library's modules and tables, by name and content."
-    folder, total = package_folder(), hashlib.sha256()
-    for p in sorted(p for p in folder.rglob("*") if p.suffix in (".py", ".toml", ".csv") and p.is_file()):
-        total.update(f"{p.relative_to(folder).as_posix()}\0".encode() + hashlib.sha256(p.read_bytes()).digest())
-    return total.hexdigest()
 
 # %% ../../nbs/lab/08_reproduce.ipynb #5b8e1a01
 RUNS_ONLY = ("training", "methods", "lab.cli", "lab.clusters", "lab.store", "lab.sweeps") # they make trials or bring them; what a trial's numbers depend on is in its identity

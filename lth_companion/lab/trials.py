@@ -8,7 +8,7 @@ __all__ = ['KINDS', 'dumps', 'digest', 'canonical', 'changed_fields', 'defaults'
 # %% ../../nbs/lab/00_trials.ipynb #7e9a0c64
 import functools, hashlib, importlib, json, math, pathlib
 from enum import Enum
-from typing import Any, ClassVar, Hashable
+from typing import ClassVar, Hashable
 
 from pydantic import BaseModel, ConfigDict, model_validator
 

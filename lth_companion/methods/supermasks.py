@@ -17,7 +17,7 @@ from ..tickets import Ticket, generator, prunable
 from ..selection import SelectionError, check_density, count, top_fixed, top_masks
 from .pruning import LayerCollapse
 from ..training.models import refuse_when_rebuilding
-from ..training.loop import Progress, Recipe, Replay, Result, autocast, check_graph, evaluate, forked, home, keep, numerics, on_gpu, optimizer, reseed, resume, set_rate, stop_split, training_batch
+from ..training.loop import Progress, Recipe, Replay, Result, autocast, check_graph, evaluate, forked, home, keep, numerics, on_gpu, optimizer, reseed, resume, set_rate, step_inputs, stop_split, training_batch
 
 # %% ../../nbs/methods/07_supermasks.ipynb #c9588bbd
 class SupermaskError(ValueError):
@@ -225,10 +225,8 @@ class _Steps:
         "One epoch; `seeds`: of what the network draws, one a step."
         r, data, work = self.recipe, self.data, self.work
         batches = self.run.batches(self.seed, len(data.train_y)).split(r.batch_size)
-        draws = [data.draw(r.augment, len(b), generator(self.seed, 'augment', 0, e * self.run.steps + i)) for i, b in enumerate(batches)] if r.augment else None
-        there = data.train_y.device      # to the device once an epoch
         work.clock.fill_(work.step_number)
-        for indices, crops, drawn in zip(torch.cat(batches).to(there).split(r.batch_size), torch.cat(draws).to(there).split(r.batch_size) if draws else [None] * len(batches), seeds):
+        for (indices, crops), drawn in zip(step_inputs(data, r, batches, self.seed, first=e * self.run.steps), seeds):
             if r.graph and len(indices) == r.batch_size: self.replay([t for t in (indices, crops) if t is not None], drawn)
             else: work.look(); reseed(drawn, self.device); self.step(indices, crops)
         work.look()

@@ -410,7 +410,7 @@ def _work(net, train, val, recipe, chosen, asked, numerics, place, batch, worker
         run = fit(net.to(place), train, val, recipe, chosen, asked['seed'], world, workers, numerics.bf16, folder/'checkpoint.safetensors', asked, on_epoch)
         if not world.rank:
             shape = (3, asked['image_size'], asked['image_size'])
-            write_json(folder/'result.json', {'format': 'lth_companion.papers.granet_imagenet', **asked, 'settings': chosen.model_dump(mode='json'), 'recipe': recipe.model_dump(mode='json'),
+            write_json(folder/'result.json', {'format': 'lth_companion.imagenet', **asked, 'settings': chosen.model_dump(mode='json'), 'recipe': recipe.model_dump(mode='json'),
                                               **summary(run, recipe), 'flops': costs_of(net, shape, run, recipe.batch_size), 'provenance': provenance(world, batch)})
             if not run.diverged: Ticket.of(net, run.masks).save(folder/'ticket.safetensors')
             say(f'top-1 {run.records[-1][1]:.2f} % after {len(run.records)} epochs' + (f', diverged in epoch {run.diverged}' if run.diverged else '') + f'\t{folder/"result.json"}')

@@ -11,7 +11,6 @@ __all__ = ['P', 'BRANCHES', 'NetworkTrial', 'BranchTrial', 'dense', 'below', 'is
 import math
 from collections import OrderedDict
 from dataclasses import dataclass
-from functools import lru_cache
 from pathlib import Path
 from typing import ClassVar, Literal
 import torch
@@ -22,9 +21,8 @@ from ..methods.imp import admm, branch, check_rate, cut, shuffle_masks, smart_ma
 from ..measures.correlation import both_overlaps, cosine, overlap, pearson, sign_agreement
 from ..training.models import MLP, create, outline
 from ..training.loop import Recipe, train
-from ..training.costs import dense_flops
 from ..training.cohorts import train_cohort
-from ..lab.machine import gpu_rate
+from ..lab.machine import flops, gpu_rate
 from ..lab.trials import Trial
 from ..lab.store import active_store
 from .learning_to_learn import _load, nudged
@@ -290,10 +288,7 @@ def _run_group(cls, trials):
 BranchTrial.run_group = classmethod(_run_group)
 
 # %% ../../nbs/papers/weight_correlation/00_trials.ipynb #f76d8a8e
-@lru_cache(maxsize=64)
-def _macs(model, width, shape, classes):
-    "Multiplications of one forward pass."
-    return dense_flops(outline(model, shape, classes, width), shape) // 2
+def _macs(model, width, shape, classes): return flops(model, width, shape, classes) // 2      # multiplications of one forward pass
 
 def _cost(trial) -> float:
     "Estimated core-seconds of its own training: three passes at the rates measured on two cores; on a GPU, seconds of one process at the rates of an H200."

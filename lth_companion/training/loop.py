@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['Recipe', 'Stopper', 'Result', 'Progress', 'order', 'autocast', 'optimizer', 'set_rate', 'step', 'evaluate',
            'velocity_of', 'put_velocity', 'keep', 'resume', 'home', 'on_gpu', 'check_device', 'fast_on', 'check_graph',
-           'numerics', 'capture', 'Replay', 'layer_seeds', 'reseed', 'forked', 'training_batch', 'Stepper',
-           'stop_split', 'train']
+           'numerics', 'capture', 'Replay', 'layer_seeds', 'reseed', 'forked', 'training_batch', 'step_inputs',
+           'Stepper', 'stop_split', 'train']
 
 # %% ../../nbs/training/02_loop.ipynb #594450cb
 import contextlib, hashlib, itertools, json, math, os, warnings
@@ -330,6 +330,12 @@ def training_batch(data, indices, recipe:Recipe, dtype, draws=None, device=None)
     if recipe.memory_format == 'channels_last': x = x.contiguous(memory_format=torch.channels_last)
     return x.to(dtype), y
 
+def step_inputs(data, recipe:Recipe, batches, seed:int, level:int=0, first:int=0):
+    "Indices and crops (None without augmentation) of the steps on `batches` of an epoch, on the data's device, where they go at once. `first`: the iteration of the first step."
+    there = lambda parts: torch.cat(parts).to(data.train_y.device).split(recipe.batch_size)
+    if not recipe.augment: return zip(there(batches), itertools.repeat(None))
+    return zip(there(batches), there([data.draw(recipe.augment, len(b), generator(seed, 'augment', level, first + i)) for i, b in enumerate(batches)]))      # one generator a step: a rewound run sees the same crops
+
 class Stepper:
     "A recipe's steps on the training images of `data`, eager or replayed. `on_gradient()` is called where the step is `watched`."
     def __init__(self, model, opt, data, recipe:Recipe, weights=None, masks=None, on_gradient=None):
@@ -366,7 +372,7 @@ def _train(model, data, recipe, masks, seed, level, on_epoch, begin, save_at, un
         Ticket.of(model, masks).apply(model)
         weights = list(prunable(model).values())
         mask_list = [torch.empty_like(w, requires_grad=False).copy_(m) for w, m in zip(weights, masks.values())]      # in the weights' memory format
-    n, opt, split, device = len(data.train_y), optimizer(model, recipe), stop_split(recipe, data), data.train_y.device      # batches are gathered where the data are, and reach the model in `training_batch`
+    n, opt, split = len(data.train_y), optimizer(model, recipe), stop_split(recipe, data)      # batches are gathered where the data are, and reach the model in `training_batch`
     run = Progress(recipe, math.ceil(n / recipe.batch_size), begin)
     on, done, saved, velocities = True, begin, {}, {}
     stepper = Stepper(model, opt, data, recipe, weights, mask_list, sparsity and sparsity.observe)
@@ -386,10 +392,9 @@ def _train(model, data, recipe, masks, seed, level, on_epoch, begin, save_at, un
         model.train()
         set_rate(opt, recipe.lr_at(run.first + run.result.epochs))
         batches = run.batches(seed, n, level).split(recipe.batch_size)[:None if until is None else until - done]
-        draws = [data.draw(recipe.augment, len(b), generator(seed, 'augment', level, done + i)) for i, b in enumerate(batches)] if recipe.augment else None      # one generator a step: a rewound run sees the same crops
-        moved = torch.cat(batches).to(device).split(recipe.batch_size), torch.cat(draws).to(device).split(recipe.batch_size) if draws else itertools.repeat(None)      # to the device once an epoch
+        inputs = step_inputs(data, recipe, batches, seed, level, done)
         with forked(stepper.device):
-            for indices, crops, drawn in zip(*moved, run.layer_seeds(seed, level)):
+            for (indices, crops), drawn in zip(inputs, run.layer_seeds(seed, level)):
                 stepper(indices, crops, bool(sparsity) and sparsity.wants(done + 1), drawn)
                 done += 1
                 if sparsity: sparsity.update(done)
