@@ -302,7 +302,7 @@ def cifar_jpeg(folder):
 @target
 def parameters(folder):
     "Notebooks of the clone and texts for `-p`: nothing in them is run."
-    notebook = sorted((ROOT/"nbs"/"papers"/"learning_to_learn").glob("*.ipynb"))[0]
+    notebook = sorted((ROOT/"nbs"/"papers"/"learning_to_learn").glob("01_*.ipynb"))[0]
     cells = [c for c in json.loads(notebook.read_text())["cells"] if c["cell_type"] == "markdown" or "parameters" in c["metadata"].get("tags", ())][:2]
     cell = next(c for c in cells if c["cell_type"] == "code")
     extra = "\nx: int | None = None\ny: list[float] = [.5]\nz: Literal['a', 1, -1] = 'a'\nw: dict[str, int] = {}\nv: Optional[tuple[int, ...]] = (1,)\nu: float = 1e3\nt: bool = True\n"

@@ -57,7 +57,7 @@ def rendered(guarded, tmp_path_factory):
     "The folder of all that the notebooks wrote, and what the two commands that ran them said, side by side."
     out = tmp_path_factory.mktemp("figures")
     def render(names):
-        done = subprocess.run([*LTH, "run", *(f"{PAPER}/{n}" for n in names), "--tier", "laptop", "--repo", str(ROOT), "--out", str(out), "--workers", "1"],
+        done = subprocess.run([*LTH, "run", *(f"{PAPER}/{n}" for n in names), "--tier", "laptop", "--rebuild", "--repo", str(ROOT), "--out", str(out), "--workers", "1"],
                               env=guarded, capture_output=True, text=True)
         return done.stdout + done.stderr
     with ThreadPoolExecutor(2) as pool: said = list(pool.map(render, (NOTEBOOKS[::2], NOTEBOOKS[1::2])))
