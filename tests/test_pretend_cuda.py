@@ -364,7 +364,27 @@ def overlap_examples():
 def images_examples():
     return {f"{n} {dull}": experiments.ImagesTrial(data="digits", train_size=n, dull=dull) for n in (160, 80, 40) for dull in (.1, .5)}
 
-EXAMPLES = {"images": images_examples, "ticket-start": start_examples, "ticket-masks": mask_examples, "ticket-overlap": overlap_examples, "sparse": sparse_examples, "branch": branch_examples, "plasticity": plasticity_examples, "supermask": supermask_examples, "ensemble": ensemble_examples, "ticket": ticket_examples, "idle": lambda: {"idle": Idle(number=1)}}
+def shapes_examples():
+    T = branches.ShapesTrial
+    return {f"{m} {w}": T(model=m, shape=(3, 32, 32), width=w) for m in ("conv-2", "resnet-20") for w in (.25, .5)} | {"LeNet": T()}
+
+def rankings_examples():
+    return {f"{p} {pairs}": branches.RankingsTrial(p=p, pairs=pairs) for p in (.1, .2, .5) for pairs in (1, 3)}
+
+def agreement_examples():
+    T = branches.AgreementTrial
+    found = {f"{left} {right}": T(**LENET, left=left, right=right) for left in ("initial", "trained", "fresh") for right in ("initial", "trained")}
+    found |= {change: T(**LENET, left="trained", change=change) for change in ("units renumbered", *branches.CHANGES)}
+    return found | {"another run": T(**LENET, left="trained", other=1), "noise": T(**LENET, left="trained", noise=.5), "masked": T(**LENET, density=.2), "shuffled": T(**LENET, density=.2, shuffled=True)}
+
+def watched_examples():
+    T, S, r = searches.WatchedTrial, searches.settings_of, dict(recipe=R.model_copy(update=dict(nesterov=False, max_epochs=3)))
+    return {m: T(**LENET | r, search=S(m, .3, 3).model_copy(update={"frequency": 1}), record=(1, 3), origins=(2, 3)) for m in searches.METHODS}
+
+def gain_examples():
+    return {m: searches.GainTrial(search=searches.settings_of(m, d, 1), masks=2) for m in ("Biprop",) for d in (.1,)} | {f"{d} {n}": searches.GainTrial(search=searches.settings_of("Biprop", d, 1), masks=n) for d in (.2, .5) for n in (1, 3)}
+
+EXAMPLES = {"network-shapes": shapes_examples, "rankings": rankings_examples, "agreement": agreement_examples, "supermask-watched": watched_examples, "gain-rounding": gain_examples, "images": images_examples, "ticket-start": start_examples, "ticket-masks": mask_examples, "ticket-overlap": overlap_examples, "sparse": sparse_examples, "branch": branch_examples, "plasticity": plasticity_examples, "supermask": supermask_examples, "ensemble": ensemble_examples, "ticket": ticket_examples, "idle": lambda: {"idle": Idle(number=1)}}
 
 def test_no_kind_of_trial_is_forgotten():
     "A new kind gets examples here, with every setting that takes another way through its code."
@@ -419,7 +439,7 @@ def test_taking_the_masks_way_back_fails_static_dense_and_branch_trials(monkeypa
         with pretended(): _, failed = results({name: there(t) for name, t in trials.items()}, tmp_path / kind)
         assert all(why.startswith(SAME_DEVICE) for why in failed.values()), failed
         failing += [f"{kind} {name}" for name in failed]
-        fixed = {"sparse": lambda t: not t.changing, "branch": lambda t: True, "ticket": lambda t: t.rounds[0] == "I"}.get(kind, lambda t: False)
+        fixed = {"sparse": lambda t: not t.changing, "branch": lambda t: True, "agreement": lambda t: "trained" in (t.left, t.right), "ticket": lambda t: t.rounds[0] == "I"}.get(kind, lambda t: False)
         expected += [f"{kind} {name}" for name, t in trials.items() if fixed(t)]
     assert sorted(failing) == sorted(expected)
     assert {"sparse dense", "sparse static", "sparse snip", "branch dense", "branch imp init", "branch admm trained"} <= set(failing) and not {"sparse RigL", "sparse GMP"} & set(failing)
@@ -438,6 +458,7 @@ def gpu_examples():
             "plasticity": [sparse_training.PlasticityTrial(**conv, epoch=1, after=1, rate=.5, regenerate="equal")],
             "supermask": [searches.SupermaskTrial(**conv, search=S("EP+Recycle", .3, 2).model_copy(update={"frequency": 1})), searches.SupermaskTrial(**conv, search=S("Biprop", .3, 2), trained=EXACT)],
             "ensemble": [searches.EnsembleTrial(**conv, search=S("Biprop", .3, 2), members=2, paths=1, points=3)],
+            "agreement": [branches.AgreementTrial(**conv, left="trained", right="initial")], "supermask-watched": [searches.WatchedTrial(**conv, search=S("Biprop", .3, 2), record=(1,), origins=(2,))],
             "ticket": [experiments.TicketTrial(data="digits", train_size=160, density=density, rounds=rounds, levels=2, recipe=EXACT) for rounds, density in (("U-MS", .05), ("I-SS", .3))]}
 
 TRAIN = {k: c for k, c in kinds().items() if "recipe" in c.model_fields and k != "ticket-masks"}      # masks alone inherit a recipe, and refuse all but the plain one
@@ -457,7 +478,7 @@ def test_every_kind_takes_the_recipes_of_a_gpu(kind, tmp_path, monkeypatch, cuda
 @pytest.mark.parametrize("option", [dict(graph=True), dict(precision="tf32")])
 def test_options_of_a_gpu_are_taken_with_it_alone(option):
     for T in TRAIN.values():
-        more = {"ticket": dict(density=.1), "plasticity": dict(epoch=1), "supermask": dict(search=Supermask(density=.1)), "ensemble": dict(search=Supermask(density=.1))}.get(T.kind, {})
+        more = {"ticket": dict(density=.1), "plasticity": dict(epoch=1), "supermask": dict(search=Supermask(density=.1)), "ensemble": dict(search=Supermask(density=.1)), "supermask-watched": dict(search=Supermask(density=.1))}.get(T.kind, {})
         assert T(recipe=R.model_copy(update=option), device="cuda", **more).recipe.model_dump()[[*option][0]]
         with pytest.raises(ValueError, match='needs a CUDA device.*use device="cuda"'): T(recipe=R.model_copy(update=option), **more)
 

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['METHODS', 'MAIN', 'SupermaskTrial', 'weight_facts', 'packed', 'unpacked', 'EnsembleTrial', 'member_seed',
-           'settings_of', 'search_recipe', 'SearchSetting', 'search_trial', 'ensemble_trial', 'trained_trial',
-           'table_searches', 'recycling_settings']
+           'settings_of', 'search_recipe', 'WatchedTrial', 'GainTrial', 'SearchSetting', 'search_trial',
+           'ensemble_trial', 'trained_trial', 'table_searches', 'recycling_settings']
 
 # %% ../../nbs/papers/weight_recycling/00_trials.ipynb #caaddbb4
 import base64, math
@@ -16,14 +16,15 @@ import numpy as np
 import torch
 from pydantic import Field, model_validator
 from ..training import data as datasets
-from ..tickets import generator
+from ..tickets import Ticket, generator
 from ..training.loop import Recipe, fast_on, train
-from ..methods.supermasks import Search, Supermask, SupermaskError, frozen_weights, search
+from ..methods.supermasks import Search, Supermask, SupermaskError, drawn, first_scores, frozen_weights, search, subnetwork, top_scores
+from ..training.models import create
 from ..measures.storage import Source, StorageError, bits_by_form
 from ..measures.diversity import disagreement, distances, ensemble, independent_disagreement, logits, pair, path, random_scores
 from ..lab.store import active_store
 from .learning_to_learn import _load
-from .weight_correlation import NetworkTrial, Setup, _on_cpu, network
+from .weight_correlation import NetworkTrial, Setup, ShapesTrial, _on_cpu, network
 from .granet import SparseTrial, _images, _rate
 
 # %% ../../nbs/papers/weight_recycling/00_trials.ipynb #49d37167
@@ -207,6 +208,79 @@ def settings_of(method:str, density:float, epochs:int, model:str='', **options) 
 def search_recipe(epochs:int, lr:float=.1, **fields) -> Recipe:
     "The paper's recipe (facts 5.3) over `epochs`: SGD with momentum 0.9, cosine, decay 1e-4, batch 128."
     return Recipe(**(dict(lr=lr, momentum=.9, weight_decay=1e-4, batch_size=128, max_epochs=epochs, patience=None, schedule='cosine') | fields))
+
+# %% ../../nbs/papers/weight_recycling/00_trials.ipynb #6f2d90b3
+class WatchedTrial(SupermaskTrial):
+    "A search of a small network with all that is drawn of it: `record` and `origins` name the epochs after which masks, and what lies among the weights, are noted; the start is noted too."
+    kind: ClassVar[str] = 'supermask-watched'
+    origins: tuple[int, ...] = ()
+
+    @model_validator(mode='after')
+    def _watchable(self):
+        if self.trained: raise ValueError('a watched search draws its weights from a seed; leave trained out')
+        if any(not 1 <= e <= self.recipe.max_epochs for e in self.origins): raise ValueError(f'origins={self.origins} names an epoch outside 1 to {self.recipe.max_epochs}')
+        return self
+
+WatchedTrial.components = lambda t: _VERSIONS | dict(watched=1)
+
+def _noted(work) -> dict:
+    "Packed bits by layer: which weights are not those first drawn for their place, and which are positive now."
+    moved = {n: o != torch.arange(o.numel(), device=o.device).view(o.shape) for n, o in work.origin.items()}
+    return {'moved': packed(moved), 'positive': packed({n: w > 0 for n, w in work.frozen.items()})}
+
+def _from_seed(trial, masks, rest) -> Ticket:
+    "The ticket that the weight seed and masks give: what was found, if no weight has been copied or drawn anew."
+    seed = trial.seed if trial.weight_seed is None else trial.weight_seed
+    masks = {n: m.float().cpu() for n, m in masks.items()}
+    return Ticket(subnetwork({n: drawn(tuple(m.shape), trial.search, seed, n) for n, m in masks.items()}, masks, trial.search.method), masks, rest)
+
+# %% ../../nbs/papers/weight_recycling/00_trials.ipynb #d14a77e8
+def _places(work, masks) -> dict:
+    "By layer, from how many places the kept weights stem, and how many of them from one."
+    counts = {n: work.origin[n][masks[n].bool()].unique(return_counts=True)[1] for n in masks}
+    return {n: {'places': len(c), 'most': int(c.max()) if len(c) else 0} for n, c in counts.items()}
+
+def _run_watched(trial) -> dict:
+    net = network(trial)
+    rest = Ticket.of(net).rest
+    begin = Search(network(trial), trial.search, trial.recipe, *(trial.seed if s is None else s for s in (trial.weight_seed, trial.score_seed)))
+    recorded, origins = {'0': packed(begin.put())}, {'0': _noted(begin)}
+    def note(work, result):
+        if result.epochs in trial.record: recorded[str(result.epochs)] = packed(work.put())
+        if result.epochs in trial.origins: origins[str(result.epochs)] = _noted(work)
+    result, work = search(net, _load(trial), trial.recipe, trial.search, trial.seed, trial.weight_seed, trial.score_seed, note)
+    if result.diverged is not None: raise ValueError(f'The search of seed {trial.seed} diverged in epoch {result.diverged}; lower the learning rate.')
+    ticket = _on_cpu(result.ticket)
+    rebuilt = _from_seed(trial, ticket.masks, {n: t.cpu() for n, t in rest.items()}).digest == ticket.digest
+    return _curves(result) | {'recorded': recorded, 'origins_at': origins, 'stem': _places(work, work.put()), 'rebuilt': rebuilt} | _ticket_facts(work, result.ticket, begin.frozen)
+
+WatchedTrial.run_group = classmethod(lambda cls, trials: [_run_watched(t) for t in trials])
+
+# %% ../../nbs/papers/weight_recycling/00_trials.ipynb #3e85cb02
+class GainTrial(ShapesTrial):
+    "How far Biprop's gain is from the one size of constant weights, over the first masks of several score seeds: what rounding leaves of two equal searches."
+    kind: ClassVar[str] = 'gain-rounding'
+    versions: ClassVar[dict] = dict(model=1, selection=1, supermask=1)
+    search: Supermask
+    masks: int = Field(10, ge=1)               # score seeds 0, 1, ...
+    seed: int = 0                              # of the weights
+
+    @classmethod
+    def run_group(cls, trials): return [_gains(t) for t in trials]
+
+def _gains(trial) -> dict:
+    "`layers` in order, and for each precision the largest relative difference of the effective weights of Edge-Popup and Biprop in each."
+    net = create(trial.model, trial.shape, trial.classes, generator(trial.seed, 'init'), trial.width)
+    found = {}
+    for dtype in (torch.float32, torch.float64):
+        rows = []
+        for score_seed in range(trial.masks):
+            masks = {n: m.to(dtype) for n, m in top_scores(first_scores(net, score_seed), trial.search.density).items()}
+            weights = {n: drawn(tuple(m.shape), trial.search, trial.seed, n).to(dtype) for n, m in masks.items()}
+            a, b = (subnetwork(weights, masks, method) for method in ('edge-popup', 'biprop'))
+            rows.append([float((a[n] - b[n]).abs().max() / w.abs().max()) for n, w in weights.items()])
+        found[str(dtype)[6:]] = [float(f'{v:.6g}') for v in np.max(rows, 0)]
+    return {'layers': list(masks)} | found
 
 # %% ../../nbs/papers/weight_recycling/00_trials.ipynb #c2cab8d7
 @dataclass(frozen=True)
