@@ -1,5 +1,5 @@
 """Render committed notebooks where a network cannot be had: an empty store, no data set, and every way to make, score, prune, search or train one
-raises. For the `test_render_alone_*` files; `python tests/rendering.py PAPER/NOTEBOOK ...` does it by hand and says what differs."""
+raises. For `test_render_alone`; `python tests/rendering.py PAPER/NOTEBOOK ...` does it by hand and says what differs."""
 import os, pathlib, subprocess, sys, tempfile
 from concurrent.futures import ThreadPoolExecutor
 
@@ -7,21 +7,18 @@ ROOT = pathlib.Path(__file__).parent.parent
 LTH = [sys.executable, "-m", "lth_companion.lab.cli"]
 
 GUARD = '''
-import importlib, torch
+import importlib
 REFUSED = {  # module -> names, each module before those that import from it
     "lth_companion.training.data": ["load"], "lth_companion.training.models": ["create"], "lth_companion.training.loop": ["train", "evaluate", "step"],
     "lth_companion.methods.stacking": ["call"], "lth_companion.methods.pruning": ["prune"], "lth_companion.training.cohorts": ["train_cohort"],
     "lth_companion.methods.supermasks": ["search", "first_scores", "drawn"]}
 
-def refusing(name, real):
-    def refuse(*args, **keywords):
-        if name.endswith("create") and torch.empty(0).is_meta: return real(*args, **keywords)      # shapes for an estimate of cost: no weight has a value
-        raise RuntimeError(f"{name} was called while a figure was drawn: give its number to a trial")
+def refusing(name):
+    def refuse(*args, **keywords): raise RuntimeError(f"{name} was called while a figure was drawn: give its number to a trial")
     return refuse
 
 for module, names in REFUSED.items():
-    there = importlib.import_module(module)
-    for name in names: setattr(there, name, refusing(f"{module}.{name}", getattr(there, name)))
+    for name in names: setattr(importlib.import_module(module), name, refusing(f"{module}.{name}"))
 '''
 
 def guarded(folder) -> dict:
@@ -31,12 +28,12 @@ def guarded(folder) -> dict:
     own = {name: str(folder / name.lower()) for name in ("LTH_RUNS", "LTH_CACHE", "LTH_DATA")}
     for path in own.values(): os.makedirs(path, exist_ok=True)
     kept = {k: v for k, v in os.environ.items() if not k.startswith("LTH_")}
-    return kept | own | {"LTH_REBUILD": "1", "OMP_NUM_THREADS": "1", "PYTHONPATH": f"{folder}{os.pathsep}{ROOT}"}
+    return kept | own | {"OMP_NUM_THREADS": "1", "PYTHONPATH": f"{folder}{os.pathsep}{ROOT}"}
 
 def render(names, environment, out) -> str:
     "Run notebooks (PAPER/NOTEBOOK) from the committed packs into `out`, two side by side; what the commands said."
     def run(some):
-        command = [*LTH, "run", *some, "--tier", "laptop", "--repo", str(ROOT), "--out", str(out), "--workers", "1"]
+        command = [*LTH, "run", *some, "--tier", "laptop", "--rebuild", "--repo", str(ROOT), "--out", str(out), "--workers", "1"]
         done = subprocess.run(command, env=environment, capture_output=True, text=True)
         return done.stdout + done.stderr
     with ThreadPoolExecutor(2) as pool: return "\n".join(pool.map(run, [part for part in (names[::2], names[1::2]) if part]))

@@ -335,8 +335,10 @@ def ensemble_examples():
     return {vary: T(**LENET, search=S("Edge-Popup", .3, 2), vary=vary, members=2, snapshots=(0, 1, 2), paths=vary != "weights", points=3) for vary in ("scores", "weights", "order")} | {
         "Biprop": T(**LENET, search=S("Biprop", .3, 2), members=3, paths=2, points=3), "recycled": T(**CONV, search=S("EP+Recycle", .3, 2).model_copy(update={"frequency": 1}), members=2)}
 
+FOUND = dict(data="digits", train_size=160, score_images=50, density=.05, shots=3)
+
 def ticket_examples():
-    T, few = experiments.TicketTrial, dict(data="digits", train_size=160, score_images=50, density=.05, shots=3, levels=2, recipe=Recipe(batch_size=64, max_epochs=3, min_epochs=2, patience=1))
+    T, few = experiments.TicketTrial, FOUND | dict(levels=2, recipe=Recipe(batch_size=64, max_epochs=3, min_epochs=2, patience=1))
     fields = {f"{s} {r}": dict(scorer=s, rounds=r, stale_gradient=stale) for r, s, stale in (("U-SS", "magnitude", True), ("U-MS", "snip", True), ("I-SS", "grasp", True), ("I-MS", "grasp", True), ("I-SS", "snip", False), ("I-MS", "magnitude>synflow", True))}
     fields |= {"saw": dict(init="saw:snip", saw_images=50), "saw*, absolute": dict(init="saw*:grasp", saw_images=50, saw_reading="absolute"), "saw, shuffled": dict(init="saw:magnitude", saw_shuffled=True)}
     fields |= {"once": dict(scorer="once(snip)>synflow"), "train mode": dict(scorer="snip@train", rounds="U-SS"), "all images": dict(scorer="synflow-std", score_images=None)}
@@ -344,8 +346,6 @@ def ticket_examples():
     fields |= {"pretrained": dict(pretrain=3), "nudged": dict(nudge=2), "held out": HELD_OUT, "wide": dict(density=.5)}
     fields |= {f"{w} weights": dict(weights=w) for w in ("gaussian", "shuffled", "saw:magnitude")} | {f"{m} mask": dict(mask_edit=m) for m in ("shuffled", "inverted", "random")}
     return {name: T(**few | f) for name, f in fields.items()}
-
-FOUND = dict(data="digits", train_size=160, score_images=50, density=.05, shots=3)
 
 def start_examples():
     T = experiments.StartTrial
@@ -382,7 +382,7 @@ def watched_examples():
     return {m: T(**LENET | r, search=S(m, .3, 3).model_copy(update={"frequency": 1}), record=(1, 3), origins=(2, 3)) for m in searches.METHODS}
 
 def gain_examples():
-    return {m: searches.GainTrial(search=searches.settings_of(m, d, 1), masks=2) for m in ("Biprop",) for d in (.1,)} | {f"{d} {n}": searches.GainTrial(search=searches.settings_of("Biprop", d, 1), masks=n) for d in (.2, .5) for n in (1, 3)}
+    return {f"{d} {n}": searches.GainTrial(search=searches.settings_of("Biprop", d, 1), masks=n) for d in (.1, .2, .5) for n in (1, 3)}
 
 EXAMPLES = {"network-shapes": shapes_examples, "rankings": rankings_examples, "agreement": agreement_examples, "supermask-watched": watched_examples, "gain-rounding": gain_examples, "images": images_examples, "ticket-start": start_examples, "ticket-masks": mask_examples, "ticket-overlap": overlap_examples, "sparse": sparse_examples, "branch": branch_examples, "plasticity": plasticity_examples, "supermask": supermask_examples, "ensemble": ensemble_examples, "ticket": ticket_examples, "idle": lambda: {"idle": Idle(number=1)}}
 

@@ -326,8 +326,7 @@ def shapes_of(trial:NetworkTrial) -> ShapesTrial:
     facts = datasets.facts(trial.data)
     return ShapesTrial(model=trial.model, shape=facts.shape, classes=facts.classes, width=trial.width)
 
-def _outline(trial):
-    with torch.device('meta'): return create(trial.model, trial.shape, trial.classes, width=trial.width)
+def _outline(trial): return outline(trial.model, trial.shape, trial.classes, trial.width)
 
 def _shapes(trial) -> dict:
     "`layers`: name and shape in canonical order (a stored dict would be sorted by name)."

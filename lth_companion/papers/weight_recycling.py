@@ -228,9 +228,11 @@ def _noted(work) -> dict:
     moved = {n: o != torch.arange(o.numel(), device=o.device).view(o.shape) for n, o in work.origin.items()}
     return {'moved': packed(moved), 'positive': packed({n: w > 0 for n, w in work.frozen.items()})}
 
+def _seeds(trial): return tuple(trial.seed if s is None else s for s in (trial.weight_seed, trial.score_seed))      # of the weights, of the scores
+
 def _from_seed(trial, masks, rest) -> Ticket:
     "The ticket that the weight seed and masks give: what was found, if no weight has been copied or drawn anew."
-    seed = trial.seed if trial.weight_seed is None else trial.weight_seed
+    seed, _ = _seeds(trial)
     masks = {n: m.float().cpu() for n, m in masks.items()}
     return Ticket(subnetwork({n: drawn(tuple(m.shape), trial.search, seed, n) for n, m in masks.items()}, masks, trial.search.method), masks, rest)
 
@@ -243,7 +245,7 @@ def _places(work, masks) -> dict:
 def _run_watched(trial) -> dict:
     net = network(trial)
     rest = Ticket.of(net).rest
-    begin = Search(network(trial), trial.search, trial.recipe, *(trial.seed if s is None else s for s in (trial.weight_seed, trial.score_seed)))
+    begin = Search(network(trial), trial.search, trial.recipe, *_seeds(trial))
     recorded, origins = {'0': packed(begin.put())}, {'0': _noted(begin)}
     def note(work, result):
         if result.epochs in trial.record: recorded[str(result.epochs)] = packed(work.put())
