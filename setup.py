@@ -1,4 +1,5 @@
 """Everything that pyproject.toml (written by nbdev_export) calls dynamic, read from settings.ini."""
+
 from configparser import ConfigParser
 from pathlib import Path
 

@@ -1,16 +1,23 @@
 """What a machine's runs of the suite found, one file a machine: benchmarks/results/<machine>.json, a line a run.
 
-A row is kept as [value, low, high]: a median and the range of what it is the median of. The rule: a ratio has worsened if its median
-is worse than the median of the last five runs' medians by more than its spread, half its range now or half their ranges (the median
-of those), whichever is wider."""
+A row is kept as [value, low, high]: a median and the range of what it is the median of. The rule: a ratio has
+worsened if its median
+is worse than the median of the last five runs' medians by more than its spread, half its range now or half their
+ranges (the median
+of those), whichever is wider.
+"""
+
 import json, os, pathlib, re, statistics
 
 KEEP, USUAL = 20, 5
 
 
 def worsened(row, runs, lower_is_better=True):
-    "Whether `row` = [value, low, high] is worse than the same row of `runs` (oldest first) by more than the spread; and what it was, or None."
-    if not runs: return False, None
+    """Whether `row` = [value, low, high] is worse than the same row of `runs` (oldest first) by more than the
+    spread; and what it was, or None.
+    """
+    if not runs:
+        return False, None
     runs = runs[-USUAL:]
     half = lambda r: (r[2] - r[1]) / 2
     base, spread = statistics.median(r[0] for r in runs), max(half(row), statistics.median(map(half, runs)))
@@ -25,8 +32,10 @@ def machine_file(folder, cpu, cores, torch):
 
 def read(path):
     "The runs at `path`, oldest first; none where there is no file."
-    try: return json.loads(pathlib.Path(path).read_text())["runs"]
-    except FileNotFoundError: return []
+    try:
+        return json.loads(pathlib.Path(path).read_text())["runs"]
+    except FileNotFoundError:
+        return []
 
 
 def keep(path, machine, run):

@@ -1,4 +1,7 @@
-"Lottery tickets, reproduced. The names below are those that others may rely on; each loads its module when it is first used."
+"""Lottery tickets, reproduced. The names below are those that others may rely on; each loads its module when it is
+first used.
+"""
+
 from importlib import import_module as _import_module
 
 __version__ = "0.1.0"
@@ -21,9 +24,13 @@ __all__ = list(_WHERE)
 
 
 def __getattr__(name):
-    if name not in _WHERE: raise AttributeError(f"lth_companion has no {name!r}; its names are {', '.join(__all__)}, and the rest is in its modules")
+    if name not in _WHERE:
+        raise AttributeError(
+            f"lth_companion has no {name!r}; its names are {', '.join(__all__)}, and the rest is in its modules"
+        )
     globals()[name] = found = getattr(_import_module(f"{__name__}.{_WHERE[name]}"), name)
     return found
 
 
-def __dir__(): return [*globals(), *(n for n in __all__ if n not in globals())]
+def __dir__():
+    return [*globals(), *(n for n in __all__ if n not in globals())]

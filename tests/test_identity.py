@@ -1,11 +1,18 @@
 """Every committed trial is still found: its description gives it back, under the hash in its pack."""
+
 import collections, json, pathlib
 import pytest
-from lth_companion.papers import weight_correlation as branches, learning_to_learn as experiments, weight_recycling as searches, granet as sparse_training  # noqa: F401  (they register the kinds)
+from lth_companion.papers import (
+    weight_correlation as branches,
+    learning_to_learn as experiments,
+    weight_recycling as searches,
+    granet as sparse_training,
+)  # noqa: F401  (they register the kinds)
 from lth_companion.lab.trials import KINDS
 from lth_companion.lab.store import opened, read_pack
 
 PACKS = sorted((pathlib.Path(__file__).parent.parent / "figures").glob("*/*/trials.jsonl.xz"))
+
 
 @pytest.mark.parametrize("path", PACKS, ids=lambda p: "-".join(p.parts[-3:-1]))
 def test_packed_trials_keep_their_hashes(path):
@@ -16,6 +23,7 @@ def test_packed_trials_keep_their_hashes(path):
         assert trial.hash == hash, f"{identity} was {hash}, and is {trial.hash}: {trial.identity['versions']}"
         kinds[identity["kind"]] += 1
     assert kinds and sum(kinds.values()) == len(read_pack(path))
+
 
 def test_there_are_packs():
     assert sum(len(read_pack(p)) for p in PACKS) >= 7087

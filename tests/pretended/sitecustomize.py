@@ -1,5 +1,9 @@
-"""Put this folder first on PYTHONPATH and set LTH_PRETEND_CUDA=1: every Python that starts so has the pretended CUDA device of `../pretend_cuda.py`
-from the moment it imports torch, and one that never does pays nothing. So it reaches worker processes, Jupyter kernels and the command line."""
+"""Put this folder first on PYTHONPATH and set LTH_PRETEND_CUDA=1: every Python that starts so has the pretended
+CUDA device of `../pretend_cuda.py`
+from the moment it imports torch, and one that never does pays nothing. So it reaches worker processes, Jupyter
+kernels and the command line.
+"""
+
 import importlib.abc
 import importlib.util
 import os
@@ -17,14 +21,19 @@ def pretend():
 
 class AfterTorch(importlib.abc.MetaPathFinder):
     "Finds torch as the others do, and pretends when it has been loaded (not when somebody asked whether it is there)."
+
     asking = False
 
     def find_spec(self, name, path=None, target=None):
-        if name != "torch" or self.asking: return None
+        if name != "torch" or self.asking:
+            return None
         self.asking = True
-        try: spec = importlib.util.find_spec(name)
-        finally: self.asking = False
-        if spec and spec.loader: spec.loader.exec_module = self.then_pretend(spec.loader.exec_module)
+        try:
+            spec = importlib.util.find_spec(name)
+        finally:
+            self.asking = False
+        if spec and spec.loader:
+            spec.loader.exec_module = self.then_pretend(spec.loader.exec_module)
         return spec
 
     def then_pretend(self, load):
@@ -32,6 +41,7 @@ class AfterTorch(importlib.abc.MetaPathFinder):
             load(module)
             sys.meta_path.remove(self)
             pretend()
+
         return exec_module
 
 
@@ -40,8 +50,12 @@ def next_one():
     here = pathlib.Path(__file__).parent
     for folder in sys.path:
         other = pathlib.Path(folder or ".") / "sitecustomize.py"
-        if other.is_file() and other.parent.resolve() != here.resolve(): return exec(compile(other.read_text(), str(other), "exec"), {"__name__": "sitecustomize", "__file__": str(other)})
+        if other.is_file() and other.parent.resolve() != here.resolve():
+            return exec(
+                compile(other.read_text(), str(other), "exec"), {"__name__": "sitecustomize", "__file__": str(other)}
+            )
 
 
-if os.environ.get("LTH_PRETEND_CUDA") == "1": sys.meta_path.insert(0, AfterTorch())
+if os.environ.get("LTH_PRETEND_CUDA") == "1":
+    sys.meta_path.insert(0, AfterTorch())
 next_one()
