@@ -1,6 +1,8 @@
 # make figures     install, rebuild the laptop tier's figures from the committed trials, train one small notebook a paper, print what was found
 # make smoke       install, run the smoke tier of every paper notebook, print its report
 # make test        install, check the house, test the notebooks of the library, pytest
+# make export      write the modules that the notebooks export, in the form that make format gives
+# make format      put notebooks, modules, tests and benchmarks into one form, and say what ruff finds besides
 # make lab         install, open JupyterLab
 # make bench       install, print the benchmarks' ratios and what worsened; adds a line to benchmarks/results/<machine>.json (about 15 minutes, on an idle machine)
 # make bench-gpu   install, print what a GPU makes of the recipe's options
@@ -12,7 +14,7 @@ SHELL := bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := figures
 .DELETE_ON_ERROR:
-.PHONY: venv figures smoke test lab bench bench-gpu faults fuzz dask-smoke clean
+.PHONY: venv figures smoke test export format lab bench bench-gpu faults fuzz dask-smoke clean
 
 # one thread a process: small layers are slower with two, and worker processes use the other cores
 export OMP_NUM_THREADS := 1
@@ -52,6 +54,17 @@ test: venv
 	$(BIN)/nbdev_test --n_workers 2 --skip_folder_re '^([_.]|papers)'
 	$(BIN)/nbdev_test --n_workers 2 --path nbs/papers --file_glob '00_*.ipynb'
 	$(BIN)/python -m pytest -q -rs --ignore=tests/test_house.py
+
+# what a change of a notebook needs: its module, both in the house's form, without outputs
+export: venv
+	$(BIN)/nbdev_export
+	$(BIN)/ruff check --quiet --fix --select I,F401 lth_companion
+	$(BIN)/ruff format --quiet
+	$(BIN)/nbdev_clean
+
+format: venv
+	$(BIN)/ruff check --fix
+	$(BIN)/ruff format
 
 lab: venv
 	$(BIN)/jupyter lab nbs

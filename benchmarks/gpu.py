@@ -2,20 +2,28 @@
 (lth_companion/tables/rates.csv).
 
 python benchmarks/gpu.py [PART ...] [--quick] [--json FILE]     (make bench-gpu runs all but `compiled` and `table`,
-in at most two minutes)
-Each part is a process with a limit of time of its own: one that hangs costs no other. Where NVIDIA's MPS can be
-started it is, for the
-parts that measure processes side by side. Exit code 1 if a part failed or hung, 2 where torch finds no GPU.
+in at most two minutes) Each part is a process with a limit of time of its own: one that hangs costs no other. Where
+NVIDIA's MPS can be started it is, for the parts that measure processes side by side. Exit code 1 if a part failed
+or hung, 2 where torch finds no GPU.
 """
 
-import argparse, contextlib, csv, json, os, pathlib, shutil, subprocess, sys, tempfile, time
+import argparse
+import contextlib
+import csv
+import json
+import os
+import pathlib
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 RATES = ROOT / "lth_companion" / "tables" / "rates.csv"
-LIMITS = dict(
-    training=45, searches=30, stacks=25, sharing=25, mps=40, compiled=150, table=600
-)  # seconds a part, torch's start included
+# seconds a part, torch's start included
+LIMITS = dict(training=45, searches=30, stacks=25, sharing=25, mps=40, compiled=150, table=600)
 USUAL = ("training", "searches", "stacks", "sharing", "mps")
 HOW = [
     ("float32", "contiguous"),
@@ -31,12 +39,17 @@ BEST = dict(precision="bf16", memory_format="channels_last", graph=True)
 # ---------------------------------------------------------------- what is measured
 def tools():
     "torch and the library, imported by the parts alone: the parent needs neither."
-    import types, torch
-    from lth_companion.training import cohorts, costs, data, models, loop as training
-    from lth_companion.papers import learning_to_learn as experiments, weight_recycling as searches
-    from lth_companion.methods import supermasks
+    import types
+
+    import torch
+
     from lth_companion import tickets
     from lth_companion.lab import sweeps
+    from lth_companion.methods import supermasks
+    from lth_companion.papers import learning_to_learn as experiments
+    from lth_companion.papers import weight_recycling as searches
+    from lth_companion.training import cohorts, costs, data, models
+    from lth_companion.training import loop as training
 
     torch.set_num_threads(1)
     return types.SimpleNamespace(
@@ -217,7 +230,7 @@ def stacks(quick):
                 by_size.setdefault(t.cohorts.padded(ticket, r), []).append(ticket)
             blocks = [t.cohorts._Block(some, data, r) for some in by_size.values()]
 
-            def epoch():
+            def epoch(blocks=blocks, order=order):
                 for block in blocks:
                     block.epoch(block.members, order, lr=0.05)
 
@@ -344,7 +357,7 @@ def compiled(quick):
     "ResNet-18, bf16, compiled: the share of the machine's own matrix rate."
     t = tools()
     torch = t.torch
-    r, count = (
+    r, _count = (
         recipe(t, batch_size=8 if quick else 1024, precision="bf16", memory_format="channels_last", compile=True),
         (2 if quick else 50),
     )

@@ -1,13 +1,15 @@
 """What a machine's runs of the suite found, one file a machine: benchmarks/results/<machine>.json, a line a run.
 
 A row is kept as [value, low, high]: a median and the range of what it is the median of. The rule: a ratio has
-worsened if its median
-is worse than the median of the last five runs' medians by more than its spread, half its range now or half their
-ranges (the median
-of those), whichever is wider.
+worsened if its median is worse than the median of the last five runs' medians by more than its spread, half its
+range now or half their ranges (the median of those), whichever is wider.
 """
 
-import json, os, pathlib, re, statistics
+import json
+import os
+import pathlib
+import re
+import statistics
 
 KEEP, USUAL = 20, 5
 
@@ -19,7 +21,10 @@ def worsened(row, runs, lower_is_better=True):
     if not runs:
         return False, None
     runs = runs[-USUAL:]
-    half = lambda r: (r[2] - r[1]) / 2
+
+    def half(r):
+        return (r[2] - r[1]) / 2
+
     base, spread = statistics.median(r[0] for r in runs), max(half(row), statistics.median(map(half, runs)))
     return (row[0] - base if lower_is_better else base - row[0]) > spread, base
 

@@ -1,37 +1,45 @@
 """Ratios, each against a base measured in the same run, variants in turn; medians with the spread of the paired
 ratios.
 
-python benchmarks/run.py [NAME ...] [--quick] [--json FILE]     (make bench: all)
-A whole run is added to benchmarks/results/<machine>.json; a partial or a quick one is only compared with what
-stands there (history.py
-has the rule: WORSE marks a ratio that worsened by more than its spread). Exit code 1 if a ratio misses its bound.
-One thread; the
-machine should be otherwise idle.
+python benchmarks/run.py [NAME ...] [--quick] [--json FILE]     (make bench: all) A whole run is added to
+benchmarks/results/<machine>.json; a partial or a quick one is only compared with what stands there (history.py has
+the rule: WORSE marks a ratio that worsened by more than its spread). Exit code 1 if a ratio misses its bound. One
+thread; the machine should be otherwise idle.
 """
 
 import os
 
 os.environ["OMP_NUM_THREADS"] = "1"
-import argparse, collections, copy, json, math, pathlib, statistics, sys, time
-import numpy as np, torch
-import torch.nn.functional as F
+import argparse
+import collections
+import copy
+import json
+import math
+import pathlib
+import statistics
+import sys
+import time
+
+import numpy as np
+import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 torch.set_num_threads(1)
-from lth_companion.training import data as datasets
+from lth_companion.lab.reproduce import code_version, cores, machine
 from lth_companion.methods import dynamic, supermasks
-from lth_companion.training.cohorts import engine, train_cohort
-from lth_companion.papers.learning_to_learn import make_ticket, thesis
 from lth_companion.methods.imp import cut
-from lth_companion.training.models import create
 from lth_companion.methods.pruning import prune
+from lth_companion.papers.learning_to_learn import make_ticket, thesis
 from lth_companion.selection import _threshold, keep_top
 from lth_companion.tickets import Ticket, generator, prunable
-from lth_companion.lab.reproduce import code_version, cores, machine
+from lth_companion.training import data as datasets
+from lth_companion.training.cohorts import engine, train_cohort
 from lth_companion.training.loop import Recipe, optimizer, step, train
+from lth_companion.training.models import create
 
 sys.path.insert(0, os.path.dirname(__file__))
-import history, sweeps
+import history
+import sweeps
 
 Row = collections.namedtuple("Row", "name what value low high bound lower holds detail")
 ROWS, PAST = [], []
@@ -150,7 +158,7 @@ def ops(quick):
         for n, w in prunable(net).items()
     )
     note("pruned-stays-zero", "largest pruned weight or momentum after 100 steps with momentum and decay", worst, 0)
-    (a, ao, aa, _), (b, bo, ba, _) = setup(True), setup(False)
+    (a, ao, aa, _), (b, bo, _ba, _) = setup(True), setup(False)
     ratio, detail = paired(
         lambda: [step(a, ao, x, y, *aa) for _ in range(30)],
         lambda: [step(b, bo, x, y) for _ in range(30)],
@@ -166,7 +174,10 @@ def selection(quick):
     want = float(scores.kthvalue(n - k + 1).values)
     assert _threshold([scores], k)[0] == want
     rounds = 3 if quick else 7
-    base = lambda: scores.kthvalue(n - k + 1)
+
+    def base():
+        return scores.kthvalue(n - k + 1)
+
     ratio, detail = paired(lambda: _threshold([scores], k), base, rounds)
     note(
         "threshold-of-11M",
@@ -314,8 +325,8 @@ def crossing(quick):
     for density in (0.05, 0.1, 0.2, 0.3):
         t = Ticket.of(net, prune(net, "snip", density, batch))
         ratio, detail = paired(
-            lambda: train_cohort([t], data, recipe, force_engine="sparse"),
-            lambda: train_cohort([t], data, recipe, force_engine="dense"),
+            lambda t=t: train_cohort([t], data, recipe, force_engine="sparse"),
+            lambda t=t: train_cohort([t], data, recipe, force_engine="dense"),
             1 if quick else 3,
         )
         note(
@@ -582,7 +593,9 @@ def supermask_selection(quick):
         differ = sum(int((a[k] != b[k]).sum()) for k in a)  # tied scores alone
         assert all(a[k].sum() == b[k].sum() for k in a) and differ < n / 1000
         ratio, detail = paired(
-            lambda: supermasks.top_scores(work.scores, density), lambda: sorted_masks(work.scores, density), rounds
+            lambda density=density: supermasks.top_scores(work.scores, density),
+            lambda density=density: sorted_masks(work.scores, density),
+            rounds,
         )
         note(
             f"supermask-selection-{density:g}",
@@ -605,9 +618,10 @@ def supermask_selection(quick):
 def imp(quick):
     "What a level of IMP costs beyond its training: the cut, the rewinding, R_p and its chance, the files."
     import tempfile
-    from lth_companion.papers import weight_correlation as branches
+
     from lth_companion.lab.store import Store
     from lth_companion.lab.sweeps import run
+    from lth_companion.papers import weight_correlation as branches
 
     trained, plain = [], branches.fit
 
@@ -625,7 +639,7 @@ def imp(quick):
             run([branches.branch_trial(s, "dense", 0, 0.1, 0)], store, progress="silent")
             for level in range(1, 3 if quick else 6):
                 trial = [branches.branch_trial(s, "WT", level, 0.1, 0)]
-                total = seconds(lambda: run(trial, store, progress="silent"))
+                total = seconds(lambda trial=trial: run(trial, store, progress="silent"))
                 shares.append(1 - trained[-1] / total)
     finally:
         branches.fit = plain

@@ -2,14 +2,23 @@
 run.py.
 """
 
-import contextlib, json, os, pathlib, statistics, subprocess, sys, tempfile, time
+import contextlib
+import json
+import os
+import pathlib
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+
 from lth_companion.lab import clusters
-from lth_companion.methods.dynamic import settings
-from lth_companion.papers.learning_to_learn import TicketTrial
-from lth_companion.papers.granet import SparseTrial
-from lth_companion.training.loop import Recipe
-from lth_companion.lab.sweeps import Idle, Workers, groups, run
 from lth_companion.lab.store import Store
+from lth_companion.lab.sweeps import Idle, Workers, groups, run
+from lth_companion.methods.dynamic import settings
+from lth_companion.papers.granet import SparseTrial
+from lth_companion.papers.learning_to_learn import TicketTrial
+from lth_companion.training.loop import Recipe
 
 
 def quietly(trials, root, **options):
@@ -170,7 +179,10 @@ def scaling(note, Ratio, quick):
         about = f"{len(trials)} trials in {len(groups(trials, 2))} groups"
         with tempfile.TemporaryDirectory() as root, contextlib.ExitStack() as stack:
             names = iter(range(10_000))
-            fresh = lambda: pathlib.Path(root, f"store-{next(names)}")
+
+            def fresh(names=names):
+                return pathlib.Path(root, f"store-{next(names)}")
+
             base, engines = (
                 stack.enter_context(hand(kind, seeds)),
                 {n: stack.enter_context(e(2, root)) for n, e in ENGINES.items()},
@@ -185,7 +197,10 @@ def scaling(note, Ratio, quick):
             with tempfile.TemporaryDirectory() as root, ENGINES[n](1, root) as one:
                 warm(one, make, root)
                 alone = quietly(make(seeds[::2]), pathlib.Path(root, "store"), executor=one)
-            rate = lambda count, s: 60 * count / s
+
+            def rate(count, s):
+                return 60 * count / s
+
             detail = (
                 f"{about}; trials a minute: {rate(len(trials), statistics.median(s for _, s in pairs)):,.0f} with two"
                 f" workers, {rate(len(make(seeds[::2])), alone):,.0f} with one,"
@@ -237,7 +252,7 @@ def store(note, Ratio, quick):
             for s in range(n // 4)
             for d in (0.5, 0.1, 0.01, 0.005)
         ]
-        making = sum(1e6 * seconds(lambda: t.hash) for t in trials[:1000]) / 1000
+        making = sum(1e6 * seconds(lambda t=t: t.hash) for t in trials[:1000]) / 1000
         hashes = [t.hash for t in trials]
         with tempfile.TemporaryDirectory() as root:
             there, bound = Store(root), max(1, 10 * n / 100_000)
@@ -245,8 +260,8 @@ def store(note, Ratio, quick):
                 there.put(t, RESULT, META)
             jobs = {
                 "listed": lambda: Store(root).hashes(),
-                "looked-up": lambda: [t in there for t in trials],
-                "reported": lambda: run(trials, root, progress="silent"),
+                "looked-up": lambda there=there, trials=trials: [t in there for t in trials],
+                "reported": lambda trials=trials: run(trials, root, progress="silent"),
             }
             spent = {what: [seconds(job) for _ in range(3)] for what, job in jobs.items()}
             assert len(there.hashes()) == len(set(hashes)) == n
@@ -262,7 +277,7 @@ def store(note, Ratio, quick):
                 )
                 for _ in range(3)
             ]
-            pack = seconds(lambda: there.pack(f"{root}/all.jsonl.xz"))
+            pack = seconds(lambda there=there: there.pack(f"{root}/all.jsonl.xz"))
             spent["pack-attached"] = [
                 seconds(lambda: Store(f"{root}/empty").attach(f"{root}/all.jsonl.xz")) for _ in range(3)
             ]
@@ -296,9 +311,9 @@ def overhead(note, Ratio, quick):
 
     def measure(root, work, workers=1, **options):
         names, count = iter(range(1000)), n if not work else n // 5
-        once = lambda: (
-            1000
-            * (
+
+        def once():
+            return 1000 * (
                 workers
                 * quietly(
                     [Idle(number=i, seconds=work) for i in range(count)],
@@ -308,7 +323,7 @@ def overhead(note, Ratio, quick):
                 / count
                 - work
             )
-        )
+
         once()
         return Ratio([once() for _ in range(rounds)])
 

@@ -166,9 +166,8 @@ def keep_top(
     """Masks (0/1, in the scores' dtype and shapes) that keep exactly `round(density * n)` of the largest scores.
 
     `density` is a float in (0, 1] or, with `scope="layer"`, a dict of floats by layer. Scores below float32 are
-    compared
-    in float32. A score of minus infinity is never kept. Ties: canonical order, or at random from `generator`.
-    Raises `SelectionError` for a bad density, a NaN score, or too few scores above minus infinity.
+    compared in float32. A score of minus infinity is never kept. Ties: canonical order, or at random from
+    `generator`. Raises `SelectionError` for a bad density, a NaN score, or too few scores above minus infinity.
     """
     if not scores:
         raise SelectionError("There are no scores to select from; score a model with prunable weights.")
@@ -237,8 +236,7 @@ def smart_ratio(shapes: dict[str, tuple], density: float, last: float = 0.3, vgg
     `shapes` in the order of depth.
 
     The last layer keeps `last`, but at most half of all weights kept, and more where all other layers are dense
-    already.
-    `vgg` divides layer l's ratio by l^2, as the authors' code does for networks without shortcuts.
+    already. `vgg` divides layer l's ratio by l^2, as the authors' code does for networks without shortcuts.
     """
     check_density(density)
     check_density(last, "density of the last layer")
@@ -247,7 +245,7 @@ def smart_ratio(shapes: dict[str, tuple], density: float, last: float = 0.3, vgg
         return {end: float(density)}
     budget, left = density * sum(size.values()), range(len(shapes), 1, -1)  # left: L - l + 1
     head = max(min(last * size[end], budget / 2), budget - sum(size[n] for n in body))
-    raw = {n: (k * k + k) / (l * l if vgg else 1) for l, (n, k) in enumerate(zip(body, left), 1)}
+    raw = {n: (k * k + k) / (layer * layer if vgg else 1) for layer, (n, k) in enumerate(zip(body, left), 1)}
     return _scaled(raw, size, budget - head) | {end: min(1.0, head / size[end])}
 
 

@@ -60,9 +60,8 @@ def _check_masks(masks: dict[str, Tensor], shapes: dict[str, tuple]):
                 f"The mask of {name} has shape {tuple(mask.shape)} where the weight has {tuple(shapes[name])}; "
                 "make it from this model's own scores."
             )
-        if mask.numel() and not (
-            torch.equal(mask, mask * mask) and bool(mask.max() <= 1)
-        ):  # m = m^2; infinity, which also passes that, is above 1
+        # m = m^2; infinity, which also passes that, is above 1
+        if mask.numel() and not (torch.equal(mask, mask * mask) and bool(mask.max() <= 1)):
             raise TicketError(
                 f"The mask of {name} holds values other than 0 and 1; turn scores into masks with keep_top."
             )
@@ -173,10 +172,11 @@ Ticket.apply.__doc__ = (
 )
 
 # %% ../nbs/00_tickets.ipynb #f58cf6e2
+# the key of the other forms' header in a file, and their module
 _COMPACT, _FORMS = (
     "lth_companion.storage",
     "lth_companion.measures.storage",
-)  # the key of the other forms' header in a file, and their module
+)
 
 
 def _plain(ticket: Ticket) -> tuple[dict[str, Tensor], dict[str, str]]:

@@ -1,9 +1,9 @@
 """What a GPU may differ by: bounds that follow from what a CPU does by itself. Rounding is compared with that of a
-CPU's own float32 around
-a run in float64; an accuracy after a chaotic training, with what another seed makes of it.
+CPU's own float32 around a run in float64; an accuracy after a chaotic training, with what another seed makes of it.
 """
 
 import torch
+
 from lth_companion.lab.store import Store
 from lth_companion.lab.sweeps import run
 
@@ -36,8 +36,8 @@ def swept(trials, folder, **options):
 
 def as_near_as_seeds(make, folder, columns=("accuracy",), seeds=(0, 1, 2)):
     """Run `make(device, seed)` (a list of trials) on the CPU for all seeds and on the GPU for the first: every
-    number of these columns
-    differs between the devices by no more than two seeds differ somewhere on the CPU. The rows of seed 0 on both.
+    number of these columns differs between the devices by no more than two seeds differ somewhere on the CPU. The
+    rows of seed 0 on both.
     """
     cpu, gpu = (
         [swept(make("cpu", s), folder / f"cpu-{s}") for s in seeds],

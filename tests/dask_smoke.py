@@ -9,14 +9,22 @@ and figures?
 One line a notebook and a verdict; where anything differs the exit code is 1, and the folder with all outputs is kept.
 """
 
-import argparse, os, pathlib, shutil, signal, subprocess, sys, tempfile, time
+import argparse
+import os
+import pathlib
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
 
 from distributed import Client
+from test_clusters import Lab
+from test_trials import until
 
 from lth_companion.lab.reproduce import catalogue, read_provenance, select
 from lth_companion.lab.store import Store
-from test_clusters import Lab
-from test_trials import until
 
 ROOT = pathlib.Path(__file__).parent.parent
 LTH = [sys.executable, "-c", "from lth_companion.lab.cli import main; raise SystemExit(main())"]
@@ -76,7 +84,10 @@ class Killing:
     def __call__(self, process, store):
         with Client(self.lab.address, set_as_default=False) as client:
             until(lambda: len(client.ncores()) == 2)
-            busy = lambda: [address for address, tasks in client.processing().items() if tasks]
+
+            def busy():
+                return [address for address, tasks in client.processing().items() if tasks]
+
             until(lambda: process.poll() is not None or (len(store.hashes()) >= self.count and busy()), 3600)
             if process.poll() is None and (at_work := busy()):
                 self.pid = client.run(os.getpid, workers=at_work[:1])[at_work[0]]
@@ -113,9 +124,8 @@ def main():
     folder, bad, done = pathlib.Path(tempfile.mkdtemp(prefix="dask-smoke-")), 0, 0
     with Lab(workers=0 if args.kill else 2) as lab:
         for label in labels:
-            own = (
-                label if args.kill else label.split("/")[0]
-            )  # a killed worker must have something in hand: no trial of another notebook's
+            # a killed worker must have something in hand: no trial of another notebook's
+            own = label if args.kill else label.split("/")[0]
             pool_folder, dask_folder = folder / "pool" / own, folder / "dask" / own
             for f in (pool_folder, dask_folder):
                 f.mkdir(parents=True, exist_ok=True)

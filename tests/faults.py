@@ -4,25 +4,45 @@ without the fault.
     python tests/faults.py [NAME ...] [--times N] [--seed N] [--out FILE.csv]
 
 Every injection gets a fresh folder and its own `lth run` (or a script that calls `trials.run`: every second one).
-Whether a
-result was lost or run twice is read off a log that the trials write themselves, and off the store's files, looked
-at every few
-hundredths of a second. The exit code is 1 if anything was lost, run twice or read half-written, or a table differs.
+Whether a result was lost or run twice is read off a log that the trials write themselves, and off the store's
+files, looked at every few hundredths of a second. The exit code is 1 if anything was lost, run twice or read
+half-written, or a table differs.
 """
 
-import argparse, collections, contextlib, ctypes, dataclasses, errno, functools, itertools, json, math, os, pathlib, random, re, shutil, signal, socket, subprocess, sys, tempfile, threading, time
+import argparse
+import collections
+import contextlib
+import ctypes
+import dataclasses
+import errno
+import functools
+import itertools
+import json
+import math
+import os
+import pathlib
+import random
+import re
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
 from typing import ClassVar
 
 import pandas as pd
 
-from lth_companion.lab import clusters, store as engine_store, sweeps as engine_sweeps
-from lth_companion.lab.store import Store, unseal
+from lth_companion.lab import clusters
+from lth_companion.lab import store as engine_store
+from lth_companion.lab import sweeps as engine_sweeps
+from lth_companion.lab.store import unseal
 from lth_companion.lab.trials import Trial
 
 HERE = pathlib.Path(__file__).resolve().parent
-now = functools.partial(
-    time.clock_gettime_ns, time.CLOCK_REALTIME
-)  # the clock of the files' times, whatever becomes of time.time
+# the clock of the files' times, whatever becomes of time.time
+now = functools.partial(time.clock_gettime_ns, time.CLOCK_REALTIME)
 
 
 # ---- what runs
@@ -81,13 +101,19 @@ class Traced(Trial):
         return {k: row[k] for k in ("accuracy", "losses", "digest")}
 
     def lose(self):
+        from lth_companion.methods.dynamic import settings
         from lth_companion.papers import (
-            weight_correlation as branches,
-            learning_to_learn as experiments,
-            weight_recycling as searches,
             granet as sparse_training,
         )
-        from lth_companion.methods.dynamic import settings
+        from lth_companion.papers import (
+            learning_to_learn as experiments,
+        )
+        from lth_companion.papers import (
+            weight_correlation as branches,
+        )
+        from lth_companion.papers import (
+            weight_recycling as searches,
+        )
         from lth_companion.training.loop import Recipe
 
         common = dict(
@@ -139,7 +165,10 @@ def exhaust(way):
 def bend_clock(file):
     "From now on this process's `time.time()` is off by the seconds that stand in `file`."
     real, real_ns = time.time, time.time_ns
-    offset = lambda: float(file.read_text() or 0)
+
+    def offset():
+        return float(file.read_text() or 0)
+
     time.time, time.time_ns = lambda: real() + offset(), lambda: real_ns() + int(offset() * 1e9)
 
 
@@ -152,6 +181,7 @@ def tiny_data(name, relabelled=0):
     first labels changed.
     """
     import torch
+
     from lth_companion.training import data
 
     x, y = (
@@ -332,6 +362,7 @@ class Lab:
         if held:
             self.hold.write_text(str(max(self.numbers())))
         out = open(self.root / f"said-{len(self.processes)}", "w")
+        # also where this process is deaf to it
         p = subprocess.Popen(
             command or self.command(*options),
             cwd=HERE,
@@ -340,7 +371,7 @@ class Lab:
             stderr=subprocess.STDOUT,
             start_new_session=True,
             preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
-        )  # also where this process is deaf to it
+        )
         p.said = pathlib.Path(out.name)
         self.processes.append(p)
         return p
@@ -463,8 +494,7 @@ TICK = 10**7  # ns: a file's time is a coarse clock's, so it may lie that long b
 
 def runs_too_many(events, number, stored):
     """How often trial `number` was run beside or after the run that was stored by the time `stored`: the last run
-    to end by then.
-    Runs that ended before that one began were lost with their process: they are no runs too many.
+    to end by then. Runs that ended before that one began were lost with their process: they are no runs too many.
     """
     begun, runs = {}, []
     for what, n, pid, when in events:
@@ -671,9 +701,8 @@ def disk(lab, rng):
         with contextlib.suppress(OSError), open(ballast, "wb", buffering=0) as file:
             while True:
                 file.write(bytes(4096))
-        room = rng.randint(0, lab.count - 2) * (
-            2**20 if lab.fields["real"] else 4096
-        )  # a ticket is larger than a result
+        # a ticket is larger than a result
+        room = rng.randint(0, lab.count - 2) * (2**20 if lab.fields["real"] else 4096)
         os.truncate(ballast, max(0, ballast.stat().st_size - room))
         code, said = lab.run()
         ballast.unlink()
@@ -692,9 +721,8 @@ def locked(path):
             raise NotHere("this file system has no chattr +i")
 
     try:
-        while new := [
-            f for f in (path, *path.rglob("*")) if f.is_dir() and f not in folders
-        ]:  # again: some were made while others were being locked
+        # again: some were made while others were being locked
+        while new := [f for f in (path, *path.rglob("*")) if f.is_dir() and f not in folders]:
             folders += new
             lock(new, True)
         yield

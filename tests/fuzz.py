@@ -3,12 +3,32 @@
     python tests/fuzz.py [TARGET ...] [--inputs 100000] [--seed 0] [--out FILE]
 
 Each target runs in a process of its own with bounded memory, each input against a limit of time. A reader may
-return a value or
-raise the error that it documents; anything else counts as a crash. Exit code 1 if there was a crash or a hang.
-An input follows from (seed, target, number): `python tests/fuzz.py idx --only 1234` shows what became of one.
+return a value or raise the error that it documents; anything else counts as a crash. Exit code 1 if there was a
+crash or a hang. An input follows from (seed, target, number): `python tests/fuzz.py idx --only 1234` shows what
+became of one.
 """
 
-import argparse, copy, csv, gzip, hashlib, io, json, lzma, mmap, os, pickle, random, resource, signal, struct, sys, tarfile, tempfile, time, traceback, warnings
+import argparse
+import copy
+import csv
+import gzip
+import hashlib
+import io
+import json
+import lzma
+import mmap
+import os
+import pickle
+import random
+import resource
+import signal
+import struct
+import sys
+import tarfile
+import tempfile
+import time
+import traceback
+import warnings
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
@@ -17,22 +37,25 @@ import numpy as np
 import safetensors.torch
 import torch
 from pydantic import ValidationError
+
 from lth_companion.lab import claims, clusters, reproduce
-from lth_companion.training import data, loop as training
+from lth_companion.lab.store import Store, StoreError, _envelope, seal, unseal
+from lth_companion.lab.sweeps import Idle, reason
 from lth_companion.measures import storage
-from lth_companion.methods.dynamic import DropGrow, settings as dynamic_settings
-from lth_companion.papers.learning_to_learn import TicketTrial
-from lth_companion.training.models import create
+from lth_companion.measures.storage import Source
+from lth_companion.methods.dynamic import DropGrow
+from lth_companion.methods.dynamic import settings as dynamic_settings
 from lth_companion.methods.pruning import prune
 from lth_companion.methods.scorers import ScoreError, magnitude
-from lth_companion.papers.weight_recycling import SupermaskTrial
-from lth_companion.papers.granet import SparseTrial
 from lth_companion.methods.stacking import Method, canonical, check_init, scorer
-from lth_companion.measures.storage import Source
 from lth_companion.methods.supermasks import Search, Supermask
+from lth_companion.papers.granet import SparseTrial
+from lth_companion.papers.learning_to_learn import TicketTrial
+from lth_companion.papers.weight_recycling import SupermaskTrial
 from lth_companion.tickets import Ticket, TicketError, generator, prunable
-from lth_companion.lab.sweeps import Idle, reason
-from lth_companion.lab.store import Store, StoreError, _envelope, seal, unseal
+from lth_companion.training import data
+from lth_companion.training import loop as training
+from lth_companion.training.models import create
 
 SECONDS, MEMORY = 5, 1 << 31  # for one input: seconds of CPU time, bytes of address space beyond those of the imports
 EXPECTED = r"The (pack|stored result|checkpoint) "  # warnings that readers document
@@ -409,9 +432,8 @@ def tickets(folder):
         header = json.loads(meta[storage_key])
         if rng.random() < 0.8:
             header = odd(rng, header)
-        if (
-            rng.random() < 0.8
-        ):  # the checksum as it should be, and for half of them no other fault than what the tensors tell
+        # the checksum as it should be, and for half of them no other fault than what the tensors tell
+        if rng.random() < 0.8:
             try:
                 header["checksum"] = storage._checksum(tensors, storage._Header.model_validate(header))
             except Exception:
@@ -441,7 +463,10 @@ def tickets(folder):
 def checkpoints(folder):
     "Checkpoints of a training with changing masks and of a search, sealed anew."
     recipe, put, key = training.Recipe(max_epochs=9, patience=None), file_in(folder), {"k": 1}
-    net = lambda: create("lenet-300-100", (1, 4, 4), 3, generator(0, "init"), width=0.02)
+
+    def net():
+        return create("lenet-300-100", (1, 4, 4), 3, generator(0, "init"), width=0.02)
+
     model, searched = net(), net()
     opt, weights = training.optimizer(model, recipe), prunable(model)
     masks = [torch.ones_like(w, requires_grad=False) for w in weights.values()]

@@ -17,9 +17,8 @@ the capture lie. What the captured Python did, or a number it read, is not looke
 to be a graph's step is found.
 
 What is not. Kernels and their numerics, memory, streams side by side; `autocast("cuda")` is the CPU's; draws
-without a generator are the CPU's; a call is
-looked at as Python makes it, not what `torch` does within it; `torch.compile`, DLPack, pickles and a model split
-over both sides are not pretended.
+without a generator are the CPU's; a call is looked at as Python makes it, not what `torch` does within it;
+`torch.compile`, DLPack, pickles and a model split over both sides are not pretended.
 
 `install()` pretends for the rest of the process; `pretended/sitecustomize.py` does that in processes that others
 start (workers, kernels, `lth`).
@@ -34,6 +33,7 @@ import torch
 from torch.overrides import TorchFunctionMode
 
 DEVICE, NAME, MEMORY = torch.device("cuda", 0), "pretended CUDA device", 16 * 2**30
+# shapes and types alone
 CROSSING = {
     "copy_",
     "_foreach_copy_",
@@ -51,7 +51,8 @@ CROSSING = {
     "result_type",
     "__deepcopy__",
     "is_set_to",
-}  # shapes and types alone
+}
+# here even a number must be on the device
 NUMBERS_TOO = {
     "cat",
     "concat",
@@ -64,7 +65,8 @@ NUMBERS_TOO = {
     "index_select",
     "gather",
     "take",
-}  # here even a number must be on the device
+}
+# the host waits for what these give
 WAITING = {
     "item",
     "tolist",
@@ -83,7 +85,7 @@ WAITING = {
     "equal",
     "allclose",
     "is_nonzero",
-}  # the host waits for what these give
+}
 NOT_OURS = {"_parse_to", "device"}  # they read a device and make no tensor
 
 
@@ -316,9 +318,8 @@ class Pretending(TorchFunctionMode):
         elif name in ("to", "type_as") and len(tensors) > 1:
             asked = on_cuda(tensors[1])
         elif name in ("tensor", "as_tensor", "asarray"):
-            asked = isinstance(args[0], torch.Tensor) and on_cuda(
-                args[0]
-            )  # a list of numbers goes to the CPU, wherever the numbers are
+            # a list of numbers goes to the CPU, wherever the numbers are
+            asked = isinstance(args[0], torch.Tensor) and on_cuda(args[0])
         here = any(map(on_cuda, tensors))
         if name in ("__getitem__", "__setitem__"):
             check_index(name, *args)
@@ -412,9 +413,8 @@ class Tape:
         if not found and (out is not None or not given):
             return  # it asked for a shape, say
         ambient = torch.is_grad_enabled(), torch.is_autocast_enabled("cpu"), torch.get_autocast_dtype("cpu")
-        self.steps.append(
-            (f, *(replaced(given, lambda t: t) for given in (args, kwargs)), found, ambient)
-        )  # lists of tensors as they are now
+        # lists of tensors as they are now
+        self.steps.append((f, *(replaced(given, lambda t: t) for given in (args, kwargs)), found, ambient))
         memory = {id(t.untyped_storage()) for t in given}
         self.made += [
             t

@@ -1,9 +1,13 @@
 """Render committed notebooks where a network cannot be had: an empty store, no data set, and every way to make,
-score, prune, search or train one
-raises. For `test_render_alone`; `python tests/rendering.py PAPER/NOTEBOOK ...` does it by hand and says what differs.
+score, prune, search or train one raises. For `test_render_alone`; `python tests/rendering.py PAPER/NOTEBOOK ...`
+does it by hand and says what differs.
 """
 
-import os, pathlib, subprocess, sys, tempfile
+import os
+import pathlib
+import subprocess
+import sys
+import tempfile
 from concurrent.futures import ThreadPoolExecutor
 
 ROOT = pathlib.Path(__file__).parent.parent

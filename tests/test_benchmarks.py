@@ -2,7 +2,10 @@
 themselves: make bench.)
 """
 
-import importlib.util, json, pathlib, sys
+import importlib.util
+import json
+import pathlib
+import sys
 
 import pytest
 
@@ -27,12 +30,13 @@ STEADY = [[1.00, 0.95, 1.05], [1.02, 0.97, 1.07], [0.99, 0.94, 1.04]]
         ([4, 4, 4], [[3, 3, 3]] * 2, True, True),  # a count has no spread: one more is worse
         ([3, 3, 3], [[3, 3, 3]] * 2, True, False),
         ([1.10, 1.05, 1.15], [[1.0, 0.95, 1.05]] * 4 + [[2.0, 1.95, 2.05]], True, True),  # one odd run does not hide it
+        # the last five say what is usual
         (
             [1.10, 1.05, 1.15],
             [[0.5, 0.45, 0.55]] * 20 + [[1.1, 1.05, 1.15]] * 5,
             True,
             False,
-        ),  # the last five say what is usual
+        ),
     ],
 )
 def test_the_rule(row, runs, lower, worse):

@@ -1,10 +1,14 @@
 "The statistics against brute force, scipy and simulation; the ledger; the judge."
 
-import itertools, math
+import itertools
+import math
+
 import numpy as np
 import pytest
-from hypothesis import given, settings, strategies as st
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from scipy import stats
+
 from lth_companion.lab import claims as c
 from lth_companion.lab.reported import lookup, welch
 
@@ -89,9 +93,8 @@ def test_welch_covers_and_equals_scipy():
     reference = stats.ttest_ind(a, b, equal_var=False)
     assert w["p"] == pytest.approx(reference.pvalue)
     assert (w["low"], w["high"]) == pytest.approx(tuple(reference.confidence_interval()))
-    assert welch(a.mean(), a.std(ddof=1), 4, 0.5, 0, 14)["p"] == pytest.approx(
-        stats.ttest_1samp(a, 0.5).pvalue
-    )  # the starred test of the thesis
+    # the starred test of the thesis
+    assert welch(a.mean(), a.std(ddof=1), 4, 0.5, 0, 14)["p"] == pytest.approx(stats.ttest_1samp(a, 0.5).pvalue)
 
 
 def test_holm_by_hand():
@@ -151,9 +154,8 @@ def test_shrink_is_james_stein_for_equal_variances():
     x, v = np.random.default_rng(9).normal(0, 2, 12), 0.5
     james_stein = x.mean() + (1 - (12 - 3) * v / ((x - x.mean()) ** 2).sum()) * (x - x.mean())
     assert c.shrink(x, [v] * 12)["shrunk"].to_numpy() == pytest.approx(james_stein)
-    assert c.shrink([1.0, 1.1, 0.9, 1.0], [5.0] * 4)["weight"].to_numpy() == pytest.approx(
-        2 / 3
-    )  # no more spread than noise: all that k = 4 allows
+    # no more spread than noise: all that k = 4 allows
+    assert c.shrink([1.0, 1.1, 0.9, 1.0], [5.0] * 4)["weight"].to_numpy() == pytest.approx(2 / 3)
     for bad in ([[1.0, 2.0, 3.0], [1.0] * 3], [[1.0, 2.0, 3.0, 4.0], [1.0, 0.0, 1.0, 1.0]]):
         with pytest.raises(ValueError):
             c.shrink(*bad)
@@ -307,15 +309,17 @@ def test_verdict_text_says_what_is_needed():
 
 def test_not_worse_is_tested_against_the_margin():
     claim = BY_ID["iterative-synflow"].model_copy(update={"confirmatory": False})
-    judge = lambda mean, **kw: c.judge(claim, make(mean, 0.3, 12, claim=claim.id, **kw)).word
+
+    def judge(mean, **kw):
+        return c.judge(claim, make(mean, 0.3, 12, claim=claim.id, **kw)).word
+
     assert (
         judge(0.2, noise=0.6) == "reproduced"
         and judge(-1.5, noise=0.6) == "contradicted"
         and judge(-0.6, noise=0.6) == "undecided"
     )
-    assert (
-        judge(-0.2, noise=0.6) == "equivalent within m"
-    )  # not worse by more than the margin, and on the wrong side of 0
+    # not worse by more than the margin, and on the wrong side of 0
+    assert judge(-0.2, noise=0.6) == "equivalent within m"
     assert judge(1.0) == "undecided"  # no margin known
 
 
@@ -429,9 +433,14 @@ def test_explored_seeds_decide_nothing():
 
 def test_explored_seeds_enter_no_family():
     rest = [make(1.0, 1.0, 10, first=104, claim=i) for i in ("gmp-over-rigl", "rigl-over-set")]
-    ps = lambda more, explored: [
-        v.holm_p for v in c.judge_all(GRANET, rest + more, explored) if v.claim.id in ("gmp-over-rigl", "rigl-over-set")
-    ]
+
+    def ps(more, explored):
+        return [
+            v.holm_p
+            for v in c.judge_all(GRANET, rest + more, explored)
+            if v.claim.id in ("gmp-over-rigl", "rigl-over-set")
+        ]
+
     assert (
         ps([erk([9.0, 9.1, 9.2, 9.0])], [EXPLORED])
         == ps([], [])
@@ -476,9 +485,8 @@ def test_the_ledger_of_granet_says_what_was_explored():
             ("GraNet (s_i=0.5)", "GMP"),
         )
     ]
-    assert by_id["granet-erk-over-gmp"].tiers == (
-        "gpu",
-    )  # at the laptop tier its trials had been run before it was written
+    # at the laptop tier its trials had been run before it was written
+    assert by_id["granet-erk-over-gmp"].tiers == ("gpu",)
     assert c.explorations("granet", "laptop") == c.explorations("learning_to_learn", "gpu") == []
 
 

@@ -8,10 +8,10 @@ import sys
 import time
 
 import pytest
-
-from lth_companion.lab.cli import main
 from test_reproduce import clone, write_notebook  # noqa: F401 (clone is a fixture)
 from test_trials import shown
+
+from lth_companion.lab.cli import main
 
 LTH = [sys.executable, "-c", "import sys; from lth_companion.lab.cli import main; sys.exit(main())"]
 COMMANDS = [
@@ -38,7 +38,7 @@ def lth(capsys, *args):
 
 def sentence(err):
     "The error, which must be one line without a traceback."
-    lines = [l for l in err.splitlines() if l.startswith("lth: ")]
+    lines = [line for line in err.splitlines() if line.startswith("lth: ")]
     assert len(lines) == 1 and "Traceback" not in err, err
     return lines[0]
 
@@ -125,7 +125,7 @@ def test_debug_shows_the_traceback(clone, capsys, monkeypatch):
 
 def test_list(clone, capsys, monkeypatch):
     code, out, err = lth(capsys, "list", "--repo", clone.root)
-    lines = [l.split("\t") for l in out.splitlines()]
+    lines = [line.split("\t") for line in out.splitlines()]
     assert (
         code == 0
         and ["notebook", "learning_to_learn/01_tiny", "figure 1; table 2", "smoke 0.1 min, laptop 0.2 min", "Tiny"]
@@ -171,8 +171,8 @@ def test_run_then_report(clone, capsys, monkeypatch):
     lines = out.splitlines()
     from lth_companion.lab.claims import VERDICTS
 
-    assert code == 0 and lines and all(l.split("\t")[0] in VERDICTS and l.count("\t") == 10 for l in lines)
-    assert sum(l.startswith("undecided\tlearning_to_learn/headline-0.005\t") for l in lines) == 1
+    assert code == 0 and lines and all(line.split("\t")[0] in VERDICTS and line.count("\t") == 10 for line in lines)
+    assert sum(line.startswith("undecided\tlearning_to_learn/headline-0.005\t") for line in lines) == 1
     assert (clone.root / "figures/smoke/report.html").exists() and "report.html" in err
     code, out, err = lth(capsys, "report", "--json")  # only smoke has run: that is the default here
     rows = json.loads(out)
@@ -217,6 +217,7 @@ def test_relative_folders_mean_the_callers(clone, capsys, monkeypatch, tmp_path)
 
 def test_interrupt(clone):
     "Ctrl-C: one sentence, exit code 130, what is finished is kept."
+    # a job in the background of a script is started deaf to it
     process = subprocess.Popen(
         [
             *LTH,
@@ -234,7 +235,7 @@ def test_interrupt(clone):
         stderr=subprocess.PIPE,
         text=True,
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
-    )  # a job in the background of a script is started deaf to it
+    )
     deadline = time.time() + 60
     while len(clone.ran()) < 2 and time.time() < deadline:
         time.sleep(0.05)
@@ -255,11 +256,11 @@ def test_two_at_once_on_one_store(clone):
 
 def test_data_and_doctor(clone, capsys, monkeypatch):
     code, out, err = lth(capsys, "data", "status")
-    assert code == 0 and any(l.startswith("digits\there\t") for l in out.splitlines())
+    assert code == 0 and any(line.startswith("digits\there\t") for line in out.splitlines())
     code, out, err = lth(capsys, "data", "fetch", "digits")
     assert code == 0 and out.startswith("digits\there\t")
     code, out, err = lth(capsys, "doctor", "--repo", clone.root)
-    states = {l.split("\t")[0] for l in out.splitlines()}
+    states = {line.split("\t")[0] for line in out.splitlines()}
     assert states <= {"ok", "note", "wrong"} and code == ("wrong" in states) and "1 paper notebooks" in out
     monkeypatch.setenv("LTH_DATA", "/nowhere")
     code, out, err = lth(capsys, "doctor", "--repo", clone.root)
@@ -277,7 +278,7 @@ def test_doctor_on_a_machine_that_lacks_things(clone, capsys, monkeypatch, tmp_p
     monkeypatch.setenv("LTH_DATA", str(tmp_path))
     monkeypatch.chdir(tmp_path)
     code, out, err = lth(capsys, "doctor")
-    lines = {l.split("\t")[1]: l for l in out.splitlines()}
+    lines = {line.split("\t")[1]: line for line in out.splitlines()}
     assert code == 1 and "wrong\ttorch\t1.0 is not" in lines["torch"] and "pip install" in lines["torch"]
     assert (
         lines["store"].startswith("wrong")

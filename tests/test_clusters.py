@@ -1,27 +1,43 @@
 """Chapter clusters: real Dask schedulers and workers, started by hand in processes of their own; real kills."""
 
-import os, pathlib, platform, re, signal, socket, stat, subprocess, sys, textwrap, time
+import os
+import pathlib
+import platform
+import re
+import signal
+import socket
+import stat
+import subprocess
+import sys
+import textwrap
+import time
 from concurrent.futures import CancelledError, ThreadPoolExecutor
 
 import pytest
 
 pytest.importorskip("distributed")
-from lth_companion.lab import cli, clusters as C, store as T_store, sweeps as T_sweeps
-from lth_companion.lab.clusters import ClusterError, WorkerLost, connect, read_config, start
-from lth_companion.lab.reproduce import read_provenance
-from lth_companion.papers.weight_recycling import SupermaskTrial
-from lth_companion.papers.granet import SparseTrial
-from lth_companion.lab.sweeps import Idle, run
 from test_cli import lth
 from test_reproduce import clone  # noqa: F401 (clone is a fixture)
-from test_searches import BASE, settings as search_settings
+from test_searches import BASE
+from test_searches import settings as search_settings
 from test_sparse_training import BASE as SPARSE
 from test_trials import HERE, Logged, Threads, executions, gate, hold, kill_holder, logged, quiet, until
 
+from lth_companion.lab import cli
+from lth_companion.lab import clusters as C
+from lth_companion.lab import store as T_store
+from lth_companion.lab import sweeps as T_sweeps
+from lth_companion.lab.clusters import ClusterError, WorkerLost, connect, read_config, start
+from lth_companion.lab.reproduce import read_provenance
+from lth_companion.lab.sweeps import Idle
+from lth_companion.papers.granet import SparseTrial
+from lth_companion.papers.weight_recycling import SupermaskTrial
+
+# which a worker must not keep
 ENVIRONMENT = os.environ | {
     "PYTHONPATH": f"{HERE}{os.pathsep}{HERE.parent}",
     "OMP_NUM_THREADS": "2",
-}  # which a worker must not keep
+}
 
 
 class Lab:
@@ -70,10 +86,11 @@ class Lab:
         return self
 
     def __exit__(self, *error):
+        # workers that lose their scheduler first take longer to end
         for group in (
             self.processes[1:],
             self.processes[:1],
-        ):  # workers that lose their scheduler first take longer to end
+        ):
             for p in group:
                 p.terminate()
             for p in group:
@@ -205,9 +222,8 @@ def test_a_worker_killed_midway(two, tmp_path):
         rows = quiet(trials, store, executor=two)
         killed.result()
     assert rows["square"].tolist() == [n**2 for n in range(20)] and rows["failed"].isna().all()
-    assert sorted(executions(tmp_path)) == sorted(
-        [*range(20), 6]
-    )  # what it had begun once more, what waited behind that once
+    # what it had begun once more, what waited behind that once
+    assert sorted(executions(tmp_path)) == sorted([*range(20), 6])
     until(lambda: len(two.hosts) == 2)  # its nanny started another, and it was admitted
 
 
@@ -501,7 +517,7 @@ def test_start(kind, tmp_path, monkeypatch):
         assert quiet([Idle(number=n) for n in range(4)], tmp_path / "s", executor=there).attrs["ran"] == 4
     until(lambda: not any(pathlib.Path(f"/proc/{p}").exists() for p in processes), 30)
     if kind == "ssh":
-        assert [l.split()[:3] for l in sorted((tmp_path / "calls").read_text().splitlines())] == [
+        assert [line.split()[:3] for line in sorted((tmp_path / "calls").read_text().splitlines())] == [
             ["-o", "BatchMode=yes", h] for h in ("one", "two")
         ]
     if kind == "slurm":

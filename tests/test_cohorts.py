@@ -1,14 +1,17 @@
 "Cohorts: the same computation as the dense masked loop, and nobody can tell who rides along."
 
 import itertools
-import pytest, torch
+
+import pytest
+import torch
 from apart import as_near
+
+from lth_companion.methods.pruning import prune
+from lth_companion.tickets import Ticket, TicketError, generator
 from lth_companion.training import data as datasets
 from lth_companion.training.cohorts import block_units, coarse, engine, live, padded, train_cohort
-from lth_companion.training.models import MLP, create, initialise
-from lth_companion.methods.pruning import prune
-from lth_companion.tickets import Ticket, TicketError, generator, prunable
 from lth_companion.training.loop import Recipe, train
+from lth_companion.training.models import MLP, create, initialise
 
 
 class Pictures:

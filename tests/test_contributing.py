@@ -1,12 +1,15 @@
 """The examples of CONTRIBUTING and README, run as they are written."""
 
-import os, re, subprocess, sys
+import os
+import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
-from lth_companion.training.data import fetch
 from lth_companion.tickets import Ticket
+from lth_companion.training.data import fetch
 
 ROOT = Path(__file__).parent.parent
 
@@ -70,10 +73,8 @@ def test_the_example_of_the_readme(tmp_path):
     done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, timeout=120)
     assert done.returncode == 0 and done.stdout.startswith("0.01 {"), done.stdout + done.stderr
     trained, found = done.stdout.splitlines()[-2:]
-    assert trained == f"{round(0.02 * 266_200) / 266_200} 14", (
-        done.stdout
-    )  # 469 iterations an epoch: an event every 100 of 1,407
-    assert re.fullmatch(r"(9\d\.\d+) 306036 \(\d+, \d+\)", found), (
-        done.stdout
-    )  # 266,200 mask bits, 26,620 signs, 3 gains and 410 biases of 32 bits
+    # 469 iterations an epoch: an event every 100 of 1,407
+    assert trained == f"{round(0.02 * 266_200) / 266_200} 14", done.stdout
+    # 266,200 mask bits, 26,620 signs, 3 gains and 410 biases of 32 bits
+    assert re.fullmatch(r"(9\d\.\d+) 306036 \(\d+, \d+\)", found), done.stdout
     assert Ticket.load(tmp_path / "ticket.safetensors").density == pytest.approx(0.01, abs=1e-5)

@@ -1,9 +1,16 @@
 "Overlap measures: against plain counting, their chance level against enumeration, scipy and simulation."
 
-import itertools, math, re
-import numpy as np, pytest, torch
-from hypothesis import given, settings, strategies as st
+import itertools
+import math
+import re
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from scipy import stats
+
 from lth_companion.measures.correlation import (
     Overlap,
     OverlapError,
@@ -121,7 +128,7 @@ def test_the_law_of_a_large_network():
     counts = [(10**6, 50_000 + 7000 * k, 200_000 - 3000 * k) for k in range(60)]
     values, p = intersection_law(counts)
     laws = [stats.hypergeom(*c) for c in counts]
-    mean, variance = sum(l.mean() for l in laws), sum(l.var() for l in laws)
+    mean, variance = sum(law.mean() for law in laws), sum(law.var() for law in laws)
     assert values @ p == pytest.approx(mean, rel=1e-9)
     assert (values - values @ p) ** 2 @ p == pytest.approx(variance, rel=1e-6)
 
@@ -155,7 +162,10 @@ def test_null_against_simulation(measure):
 @pytest.mark.parametrize("scope", ["layer", "global"])
 def test_null_of_weights_against_simulation(scope):
     g, shapes = generator(0, "simulated"), {"a": (40, 30), "b": (30, 10)}
-    draw = lambda: {n: torch.randn(s, generator=g) for n, s in shapes.items()}
+
+    def draw():
+        return {n: torch.randn(s, generator=g) for n, s in shapes.items()}
+
     found = [overlap(draw(), draw(), 0.1, scope) for _ in range(400)]
     z = np.array([f.z for f in found])
     assert abs(z.mean()) < 0.2 and z.std(ddof=1) == pytest.approx(1, abs=0.15)
@@ -198,7 +208,7 @@ def test_r_p_of_independent_rankings(form, p):
     found = [one() for _ in range(2000)]
     sizes = [int(m.sum()) if form == "sparse-sparse" else m.numel() for m in mask.values()]
     laws, scale = [stats.hypergeom(n, round(p * n), round(p * n)) for n in sizes], p * sum(sizes)
-    mean, sd = sum(l.mean() for l in laws) / scale, math.sqrt(sum(l.var() for l in laws)) / scale
+    mean, sd = sum(law.mean() for law in laws) / scale, math.sqrt(sum(law.var() for law in laws)) / scale
     assert {(f.null_mean, f.null_sd) for f in found} == {(found[0].null_mean, found[0].null_sd)}
     assert (found[0].null_mean, found[0].null_sd) == pytest.approx((mean, sd), rel=1e-12)
     binomial = math.sqrt(sum(round(p * n) * p * (1 - p) for n in sizes)) / scale
@@ -223,10 +233,13 @@ def test_given_the_mask_chance_knows_the_mask():
 def test_values_permuted_within_layers(measure, masked):
     "2,000 permutations of skewed weights whose layers differ in mean and scale, some of them 0."
     g = generator(1, "permuted")
-    make = lambda: {
-        n: k * (w + 0.4 * k).exp().sub(1.2) * (torch.rand(w.shape, generator=g) < 0.9)
-        for k, (n, w) in enumerate(normal(g).items(), 1)
-    }
+
+    def make():
+        return {
+            n: k * (w + 0.4 * k).exp().sub(1.2) * (torch.rand(w.shape, generator=g) < 0.9)
+            for k, (n, w) in enumerate(normal(g).items(), 1)
+        }
+
     a, b = make(), make()
     mask = {n: (torch.rand(w.shape, generator=g) < 0.5).float() for n, w in a.items()} if masked else None
 
@@ -253,8 +266,8 @@ tiny = st.lists(
 @given(tiny)
 def test_moments_over_all_permutations(layers):
     "Every permutation within every layer, ties and zeros included, counted one by one."
-    a, b = ({str(i): torch.tensor([float(p[side]) for p in l]) for i, l in enumerate(layers)} for side in (0, 1))
-    orders = list(itertools.product(*(itertools.permutations(range(len(l))) for l in layers)))
+    a, b = ({str(i): torch.tensor([float(p[side]) for p in law]) for i, law in enumerate(layers)} for side in (0, 1))
+    orders = list(itertools.product(*(itertools.permutations(range(len(law))) for law in layers)))
     moved = [{n: w[list(o)] for (n, w), o in zip(b.items(), order)} for order in orders]
     for measure in (sign_agreement, pearson, cosine):
         try:
@@ -339,12 +352,10 @@ def test_sparse_and_sparse_is_equation_1_over_what_is_left():
     masks = {"x": torch.tensor([0.0, 0.0, 1.0, 1.0, 1.0, 1.0]), "y": torch.tensor([0.0, 1.0, 1.0, 0.0])}
     assert float(overlap(a, b, 0.5, masks=masks)) == (0 + 0) / (0.5 * 6) and float(overlap(a, a, 0.5, masks=masks)) == 1
     assert overlap(a, b, 0.5, masks=masks).null_mean == pytest.approx((2 * 2 / 4 + 1 * 1 / 2) / 3)
-    assert (
-        float(overlap(a, b, 0.25, masks={"x": torch.ones(6), "y": torch.zeros(4)})) == 1 / 1.5
-    )  # round(.25 * 6) = 2, both hold the 8
-    assert overlap(a, b, 0.1, masks=masks) == Overlap(
-        0.0, 0.0, 0.0
-    )  # no layer has a weight at this p: no value, no chance
+    # round(.25 * 6) = 2, both hold the 8
+    assert float(overlap(a, b, 0.25, masks={"x": torch.ones(6), "y": torch.zeros(4)})) == 1 / 1.5
+    # no layer has a weight at this p: no value, no chance
+    assert overlap(a, b, 0.1, masks=masks) == Overlap(0.0, 0.0, 0.0)
 
 
 @pytest.mark.parametrize("scope", ["layer", "global"])

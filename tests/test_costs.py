@@ -1,11 +1,17 @@
 "FLOPs: hand counts, torch's own counter, published counts, RigL's formula from segments; the model stays as it was."
 
 import copy
-import pytest, torch
+
+import pytest
+import torch
 import torch.nn.functional as F
-from hypothesis import given, settings, strategies as st
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
+
+from lth_companion.selection import count, erk
+from lth_companion.tickets import Ticket, generator, prunable
 from lth_companion.training.costs import (
     CostError,
     dense_flops,
@@ -18,8 +24,6 @@ from lth_companion.training.costs import (
 )
 from lth_companion.training.data import import_torchvision
 from lth_companion.training.models import MODELS, create, layer_shapes
-from lth_companion.selection import count, erk
-from lth_companion.tickets import Ticket, generator, prunable
 
 
 def on_meta(make):

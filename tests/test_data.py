@@ -2,18 +2,28 @@
 needs.
 """
 
-import gzip, hashlib, io, os, pickle, struct, subprocess, sys, tarfile, zipfile
+import gzip
+import hashlib
+import io
+import os
+import pickle
+import struct
+import subprocess
+import sys
+import tarfile
+import zipfile
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings, strategies as st
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from safetensors import safe_open
 
+from lth_companion.tickets import generator
 from lth_companion.training import data
 from lth_companion.training.data import DataError, Facts, fetch, load, status
-from lth_companion.tickets import generator
 
 OFFICIAL_TEST_COUNTS = [980, 1135, 1032, 1010, 982, 892, 958, 1028, 974, 1009]
 
@@ -205,8 +215,13 @@ def test_damaged_idx(folders, monkeypatch, offline, harm):
 
 def python2_batch(x, labels, key):
     "A CIFAR batch in the bytes that Python 2 and numpy 1 wrote (protocol 2, byte strings, numpy.core)."
-    text = lambda b: b"U" + bytes([len(b)]) + b if len(b) < 256 else b"T" + struct.pack("<i", len(b)) + b
-    number = lambda n: b"J" + struct.pack("<i", n)
+
+    def text(b):
+        return b"U" + bytes([len(b)]) + b if len(b) < 256 else b"T" + struct.pack("<i", len(b)) + b
+
+    def number(n):
+        return b"J" + struct.pack("<i", n)
+
     array = (
         b"cnumpy.core.multiarray\n_reconstruct\n(cnumpy\nndarray\n("
         + number(0)
@@ -234,7 +249,10 @@ def python2_batch(x, labels, key):
         + text(x.tobytes())
         + b"tb"
     )
-    listed = lambda items: b"](" + b"".join(items) + b"e"
+
+    def listed(items):
+        return b"](" + b"".join(items) + b"e"
+
     return (
         b"\x80\x02}("
         + text(b"data")
@@ -303,7 +321,7 @@ def test_fifty_images_are_not_cifar10(folders, monkeypatch, offline):
 def jpeg_tar(path, extra=None):
     from PIL import Image
 
-    rng = np.random.default_rng(0)
+    np.random.default_rng(0)
     with tarfile.open(path, "w:xz") as tar:
 
         def add(name, content):
@@ -312,7 +330,7 @@ def jpeg_tar(path, extra=None):
             tar.addfile(member, io.BytesIO(content))
 
         for split, n in (("train", 3), ("test", 1)):
-            for label, name in enumerate(("cat", "airplane", "truck")):  # not in alphabetical order on purpose
+            for _label, name in enumerate(("cat", "airplane", "truck")):  # not in alphabetical order on purpose
                 for i in range(n):
                     stream, level = io.BytesIO(), {"airplane": 0, "cat": 1, "truck": 2}[name] * 80
                     Image.fromarray(np.full((32, 32, 3), level + i * 10, np.uint8)).save(stream, "JPEG", quality=95)
@@ -537,7 +555,10 @@ def test_subsets_are_nested_and_validation_is_apart():
     assert len(whole.val_y) == 0 and whole.val_x.shape == (0, 1, 8, 8)
     number = {image.numpy().tobytes(): i for i, image in enumerate(whole.train_x)}
     assert len(number) == 1437
-    ids = lambda x: [number[image.numpy().tobytes()] for image in x]
+
+    def ids(x):
+        return [number[image.numpy().tobytes()] for image in x]
+
     a, b = load("digits", train_size=200, validation=300), load("digits", train_size=900, validation=100)
     assert ids(a.train_x) == ids(b.train_x)[:200] and ids(a.val_x)[-100:] == ids(b.val_x)
     assert not set(ids(a.train_x)) & set(ids(a.val_x)) and not set(ids(b.train_x)) & set(ids(a.val_x))
@@ -580,7 +601,10 @@ def test_normalise_is_torchvisions_to_the_bit():
 
 def test_scoring_batches():
     digits = load("digits")
-    labels = lambda batches: torch.cat([y for _, y in batches])
+
+    def labels(batches):
+        return torch.cat([y for _, y in batches])
+
     draws = [digits.scoring_batches(100, generator(seed, "score"), batch_size=32) for seed in (0, 0, 1)]
     assert [len(y) for _, y in draws[0]] == [32, 32, 32, 4]
     assert torch.equal(draws[0][0][0], draws[1][0][0]) and not torch.equal(draws[0][0][0], draws[2][0][0])
@@ -604,21 +628,23 @@ def test_crop_flip_has_the_distribution_of_randomcrop_and_flip():
     x = torch.randint(1, 256, (1, 3, 9, 7), generator=generator(0, "image"), dtype=torch.uint8)
     framed = torch.zeros(3, 17, 15, dtype=torch.uint8)
     framed[:, 4:13, 4:11] = x[0]
-    crops = [framed[:, t : t + 9, l : l + 7] for t in range(9) for l in range(9)]
+    crops = [framed[:, t : t + 9, left : left + 7] for t in range(9) for left in range(9)]
     index = {c.contiguous().numpy().tobytes(): i for i, c in enumerate(crops + [c.flip(2) for c in crops])}
     n, cells = 32_400, len(index)
     assert cells == 162
     moved = data.crop_flip(x.expand(n, -1, -1, -1), generator(0, "draws"))
-    seen = np.bincount(
-        [index[m.numpy().tobytes()] for m in moved], minlength=cells
-    )  # a KeyError is an image that cannot be
+    # a KeyError is an image that cannot be
+    seen = np.bincount([index[m.numpy().tobytes()] for m in moved], minlength=cells)
     assert ((seen - n / cells) ** 2 / (n / cells)).sum() < 240  # chi-square, 161 degrees: 1 in 10,000
 
 
 def test_batch_with_augmentation():
     digits = load("digits")
     indices = torch.arange(64)
-    draw = lambda seed: digits.batch(digits.train_x, digits.train_y, indices, "crop-flip", generator(seed, "augment"))
+
+    def draw(seed):
+        return digits.batch(digits.train_x, digits.train_y, indices, "crop-flip", generator(seed, "augment"))
+
     assert torch.equal(draw(0)[0], draw(0)[0]) and not torch.equal(draw(0)[0], draw(1)[0])
     moved = data.crop_flip(digits.train_x[:64], generator(0, "augment"))
     assert torch.equal(draw(0)[0], digits.normalise(moved)) and torch.equal(draw(0)[1], digits.train_y[:64])

@@ -2,11 +2,21 @@
 numbers, paths and bad input.
 """
 
-import copy, itertools, json, math, time, warnings
+import copy
+import itertools
+import json
+import math
+import time
+import warnings
 from dataclasses import replace
-import numpy as np, pytest, torch
-from hypothesis import given, settings as budget, strategies as st
-from lth_companion.training import data as datasets
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import settings as budget
+from hypothesis import strategies as st
+
 from lth_companion.measures.correlation import Overlap, OverlapError, hamming, jaccard, matching
 from lth_companion.measures.diversity import (
     DiversityError,
@@ -26,15 +36,15 @@ from lth_companion.measures.diversity import (
     random_scores,
     within_deciles,
 )
-from lth_companion.training.models import create
 from lth_companion.methods.supermasks import Supermask, search, top_scores
 from lth_companion.tickets import generator, prunable
+from lth_companion.training import data as datasets
 from lth_companion.training.loop import Recipe, evaluate
+from lth_companion.training.models import create
 
 quick = budget(max_examples=50)
-bits = st.lists(
-    st.tuples(st.booleans(), st.booleans(), st.integers(0, 6)), min_size=1, max_size=40
-)  # kept by a, kept by b, magnitude
+# kept by a, kept by b, magnitude
+bits = st.lists(st.tuples(st.booleans(), st.booleans(), st.integers(0, 6)), min_size=1, max_size=40)
 
 
 def random_masks(sizes, kept, *purpose):
@@ -158,11 +168,12 @@ def test_deciles_of_distinct_weights_are_tenths():
     assert sorted(np.bincount(s)) == [100] * 7 + [101] * 3
     top = {"w": torch.tensor([float(i == 9) for i in s])}
     r = within_deciles(top, top, w)
+    # chance has no choice left
     assert (r.value, r.null_mean, r.null_sd) == (
         1.0,
         pytest.approx(1.0),
         pytest.approx(0.0, abs=1e-9),
-    )  # chance has no choice left
+    )
 
 
 def tilted(weights, k, *purpose):
@@ -263,7 +274,10 @@ def test_channels_last_masks_equal_contiguous_ones():
     g, last = generator(0, "last"), torch.channels_last
     w = {"conv": torch.randn(8, 4, 3, 3, generator=g), "fc": torch.randn(5, 6, generator=g)}
     a, b = tilted(w, 0), tilted(w, 1)
-    turn = lambda d: {n: x.to(memory_format=last) if x.ndim == 4 else x for n, x in d.items()}
+
+    def turn(d):
+        return {n: x.to(memory_format=last) if x.ndim == 4 else x for n, x in d.items()}
+
     assert not turn(a)["conv"].is_contiguous()
     assert pair(turn(a), b, turn(w)) == pair(a, turn(b), w) == pair(a, b, w)
     assert torch.equal(distances([turn(a), b]), distances([a, b]))
@@ -290,14 +304,16 @@ def test_any_dtype_of_mask(dtype):
 @given(st.integers(1, 5), st.integers(1, 12), st.integers(2, 5), st.integers(0, 10**6))
 def test_ensembles_against_loops(members, images, classes, seed):
     g = torch.Generator().manual_seed(seed)
-    outs = [
-        torch.randint(-3, 4, (images, classes), generator=g).float() for _ in range(members)
-    ]  # integers: many ties among votes and labels
+    # integers: many ties among votes and labels
+    outs = [torch.randint(-3, 4, (images, classes), generator=g).float() for _ in range(members)]
     y = torch.randint(classes, (images,), generator=g)
     e, y = ensemble(outs, y), y.tolist()
     labels = [[max(range(classes), key=lambda c: (float(o[i, c]), -c)) for i in range(images)] for o in outs]
-    share = lambda right: 100 * sum(right) / len(right)
-    each = [share([l[i] == y[i] for i in range(images)]) for l in labels]
+
+    def share(right):
+        return 100 * sum(right) / len(right)
+
+    each = [share([row[i] == y[i] for i in range(images)]) for row in labels]
     p = [
         [
             sum(math.exp(float(o[i, c])) / sum(math.exp(float(v)) for v in o[i]) for o in outs) / members
@@ -306,7 +322,10 @@ def test_ensembles_against_loops(members, images, classes, seed):
         for i in range(images)
     ]
     assert e["members"] == pytest.approx(each) and e["mean"] == pytest.approx(sum(each) / members)
-    best = lambda keys: max(range(classes), key=lambda c: tuple(round(k, 9) for k in keys[c]) + (-c,))
+
+    def best(keys):
+        return max(range(classes), key=lambda c: tuple(round(k, 9) for k in keys[c]) + (-c,))
+
     clear = [len({round(v, 9) for v in row}) == classes for row in p]  # equal probabilities: order of summation decides
     if all(clear):
         assert e["ensemble"] == pytest.approx(share([best([(v,) for v in row]) == t for row, t in zip(p, y)])) and e[
@@ -315,12 +334,12 @@ def test_ensembles_against_loops(members, images, classes, seed):
         assert e["vote"] == pytest.approx(
             share(
                 [
-                    best([(sum(l[i] == c for l in labels), p[i][c]) for c in range(classes)]) == y[i]
+                    best([(sum(row[i] == c for row in labels), p[i][c]) for c in range(classes)]) == y[i]
                     for i in range(images)
                 ]
             )
         )
-    assert e["oracle"] == pytest.approx(share([any(l[i] == y[i] for l in labels) for i in range(images)]))
+    assert e["oracle"] == pytest.approx(share([any(row[i] == y[i] for row in labels) for i in range(images)]))
     pairs = list(itertools.combinations(range(members), 2))
     if not pairs:
         assert e["disagreement"] is e["independent"] is None

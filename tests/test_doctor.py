@@ -2,7 +2,17 @@
 line, with the mend.
 """
 
-import ast, ctypes, os, pathlib, re, resource, shutil, signal, subprocess, sys, venv
+import ast
+import ctypes
+import os
+import pathlib
+import re
+import resource
+import shutil
+import signal
+import subprocess
+import sys
+import venv
 
 import pytest
 import typer
@@ -222,9 +232,8 @@ def cannot_write(clone, path, says, **options):
 
 def test_no_permission(clone, quick):
     clone.chmod(0o555)
-    cannot_write(
-        clone, quick, "Permission denied", preexec_fn=lambda: ctypes.CDLL(None).prctl(24, 1, 0, 0, 0)
-    )  # root gives up CAP_DAC_OVERRIDE
+    # root gives up CAP_DAC_OVERRIDE
+    cannot_write(clone, quick, "Permission denied", preexec_fn=lambda: ctypes.CDLL(None).prctl(24, 1, 0, 0, 0))
 
 
 def test_no_room(clone, quick):
@@ -269,7 +278,10 @@ def test_a_lock(tmp_path, quick):
         "import sys, time; from lth_companion.lab.store import Store; from lth_companion.lab.sweeps import Idle; s ="
         " Store(sys.argv[1]); s.check_writable(); s.claim(Idle(number=1)); print('has it', flush=True); time.sleep(600)"
     )
-    look = lambda: doctor(path=[quick], LTH_RUNS=tmp_path / "s")[1].get("claims", "")
+
+    def look():
+        return doctor(path=[quick], LTH_RUNS=tmp_path / "s")[1].get("claims", "")
+
     assert look() == ""
     with subprocess.Popen(
         [sys.executable, "-c", code, tmp_path / "s"],

@@ -2,30 +2,41 @@
 go on after a kill.
 """
 
-import json, math, os, pathlib, signal, warnings
+import json
+import math
+import os
+import pathlib
+import signal
+import warnings
 from fractions import Fraction
-import numpy as np, pytest, torch
-from hypothesis import given, settings as budget, strategies as st
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import settings as budget
+from hypothesis import strategies as st
 from torch import nn
+
 from lth_companion.methods import dynamic
-from lth_companion.training import data as datasets
 from lth_companion.methods.dynamic import (
     METHODS,
     Clock,
     DropGrow,
     Dynamic,
     DynamicError,
-    initial_counts,
     images_until,
+    initial_counts,
     initial_masks,
     segments,
     settings,
     sparse_train,
 )
-from lth_companion.training.models import create, initialise
 from lth_companion.selection import SelectionError, apportion
 from lth_companion.tickets import generator, prunable
+from lth_companion.training import data as datasets
 from lth_companion.training.loop import Recipe, optimizer, step, train
+from lth_companion.training.models import create, initialise
 
 SGD = Recipe(lr=0.05, momentum=0.9, nesterov=True, weight_decay=5e-4, batch_size=8, max_epochs=1, patience=None)
 
@@ -229,7 +240,7 @@ def walk(name, s, total, seed=0, last=False, dtype=torch.float32, observe=None, 
             x = x.contiguous(memory_format=torch.channels_last)
         grads = {}
 
-        def see():
+        def see(grads=grads):
             grads.update({n: w.grad.detach().clone() for n, w in zip(work.names, work.weights)})
             work.observe()
 
@@ -253,7 +264,10 @@ def test_masks_equal_the_reference_after_every_update(name, method, rule, densit
     total, interval = (30, 3) if density == 0.1 else (31, 2)
     plain, events = None, 0
     start = {n: w.detach().double().clone() for n, w in prunable(network(name)).items()}
-    draw = lambda t, n, k: torch.rand(k, generator=generator(0, "grow", t, n)).numpy()
+
+    def draw(t, n, k):
+        return torch.rand(k, generator=generator(0, "grow", t, n)).numpy()
+
     for t, work, opt, seen, event in walk(
         name,
         settings(method, density, interval, regrown=rule),
@@ -315,9 +329,8 @@ def test_the_authors_rule_is_that_of_their_code(case, monkeypatch):
     s, got = settings(case["method"], TRACE["density"], TRACE["interval"], regrown="authors"), {}
     for t, work, opt, _, _ in walk(case["network"], s, TRACE["steps"], dtype=torch.float64):
         if t == 0:
-            monkeypatch.setattr(
-                dynamic, "count", lambda density, n: next(totals)
-            )  # the first masks are the same on both sides
+            # the first masks are the same on both sides
+            monkeypatch.setattr(dynamic, "count", lambda density, n: next(totals))
         if t in expected:
             parts = dict(kept=work.masks, alive=work.weights, moving=[momentum(opt, w) for w in work.weights])
             got[t] = {k: [int(torch.count_nonzero(x)) for x in part] for k, part in parts.items()}
@@ -389,15 +402,14 @@ def test_after_every_update(case, density, last):
 
 def test_under_authors_what_the_drop_took_keeps_value_and_momentum_and_what_the_schedule_pruned_does_not():
     def first_event(regrown):
-        for t, work, opt, seen, event in walk("conv-bn", settings("GraNet (s_i=0.5)", 0.2, 2, regrown=regrown), 20):
+        for _t, work, opt, seen, event in walk("conv-bn", settings("GraNet (s_i=0.5)", 0.2, 2, regrown=regrown), 20):
             if event:
                 return work, opt, seen[0]
 
     (zero, zo, before), (keep, ko, _) = first_event("zero"), first_event("authors")
     all_sizes = torch.cat([(was.abs() * mask).reshape(-1) for was, _, mask in before])
-    smallest = all_sizes.sort(descending=True).values[
-        round(zero.clock.density(2) * len(all_sizes)) - 1
-    ]  # of those that the schedule leaves
+    # of those that the schedule leaves
+    smallest = all_sizes.sort(descending=True).values[round(zero.clock.density(2) * len(all_sizes)) - 1]
     from_drop = from_pruning = 0
     for ours, theirs, (was, v, mask), m, same in zip(zero.weights, keep.weights, before, zero.masks, keep.masks):
         assert torch.equal(m, same)
@@ -427,7 +439,10 @@ def test_counts_are_exact_whatever_the_weights_and_gradients(method, scope, init
         dict(initial=initial) if METHODS[method].get("initial") != "dense" else {}
     )
     s, total, g = settings(method, density, 1, **fields), 12, generator(seed, "draws")
-    draw = lambda shape: torch.randn(shape, generator=g).round() if tied else torch.randn(shape, generator=g)
+
+    def draw(shape):
+        return torch.randn(shape, generator=g).round() if tied else torch.randn(shape, generator=g)
+
     model = nn.ModuleDict(
         {"a": nn.Linear(31, 17), "b": nn.Conv2d(5, 7, 3), "c": nn.Linear(7, 13), "d": nn.Linear(13, 3)}
     )
@@ -463,7 +478,7 @@ def test_layerwise_pruning_keeps_the_exact_total_though_a_layers_share_may_rise(
 
 @pytest.mark.parametrize("method", ["SET", "RigL", "SNFS"])
 def test_a_dense_network_drops_nothing(method):
-    for t, work, opt, seen, event in walk("conv-bn", settings(method, 1.0, 2), 9):
+    for _t, work, _opt, seen, event in walk("conv-bn", settings(method, 1.0, 2), 9):
         assert all(bool(m.all()) for m in work.masks)
         if event:
             assert (
@@ -474,7 +489,7 @@ def test_a_dense_network_drops_nothing(method):
 
 def test_excluded_positions_limit_what_a_nearly_dense_layer_drops():
     "Density .9 leaves 10 % free: no more than those can grow, so no more are dropped."
-    for t, work, opt, seen, event in walk(
+    for t, work, _opt, seen, event in walk(
         "conv-bn", settings("RigL-ITOP", 0.9, 2, initial="uniform", exclude_dropped=True), 7
     ):
         if event:
@@ -486,10 +501,7 @@ def test_excluded_positions_limit_what_a_nearly_dense_layer_drops():
 
 def test_layerwise_pruning_follows_the_proportions_of_the_start():
     for initial, fields in (("erk", dict(method="GraNet (s_i=0.5)")), ("uniform", dict(method="GraNet (s_i=0)"))):
-        for t, work, opt, seen, event in walk(
-            "resnet-20", settings(density=0.05, interval=3, scope="layer", **fields), 16
-        ):
-            pass
+        _, work, *_ = list(walk("resnet-20", settings(density=0.05, interval=3, scope="layer", **fields), 16))[-1]
         shapes = {n: tuple(w.shape) for n, w in zip(work.names, work.weights)}
         want = (
             erdos_renyi_kernel(shapes, 0.05)
@@ -503,8 +515,7 @@ def test_the_authors_schedule_ends_too_dense_and_the_exact_one_does_not():
     "Six events before half of 26 steps: theirs leaves out the last, and stays at d + (1 - d) / 6^3."
 
     def final(schedule, method):
-        for t, work, *_ in walk("mlp", settings(method, 0.1, 2, schedule=schedule), 26):
-            pass
+        _, work, *_ = list(walk("mlp", settings(method, 0.1, 2, schedule=schedule), 26))[-1]
         return sum(int(m.sum()) for m in work.masks)
 
     n = sum(w.numel() for w in prunable(network("mlp")).values())
@@ -642,9 +653,10 @@ def test_a_killed_training_goes_on_and_ends_bit_equal(method, tmp_path, killed):
 
 def test_a_checkpoint_of_another_training_is_refused(tmp_path):
     path, short = tmp_path / "c", TRAINING.model_copy(update=dict(max_epochs=2, schedule="constant", milestones=()))
-    go = lambda recipe=short, s=settings("SET", 0.15, 3), seed=3: sparse_train(
-        network("conv-bn"), small(), recipe, s, seed, checkpoint=path
-    )
+
+    def go(recipe=short, s=settings("SET", 0.15, 3), seed=3):
+        return sparse_train(network("conv-bn"), small(), recipe, s, seed, checkpoint=path)
+
     go()
     for change in (
         dict(recipe=short.model_copy(update=dict(lr=0.1))),
@@ -758,7 +770,7 @@ def test_masked_gradients_and_missing_ones_are_refused():
         work, opt = begin(model, settings("RigL", 0.2, 2), 10)
         before = [m.clone() for m in work.masks]
 
-        def masked_first():
+        def masked_first(work=work):
             for w, m in zip(work.weights, work.masks):
                 w.grad.mul_(m)
             work.observe()
@@ -780,8 +792,7 @@ def test_masked_gradients_and_missing_ones_are_refused():
 
 def test_a_dense_network_has_no_masked_gradients_to_miss():
     "At the first event of a dense start every gradient is active; growth must not take that for a mistake."
-    for t, work, opt, seen, event in walk("mlp", settings("GraNet (s_i=0)", 0.1, 2), 9):
-        pass
+    _, work, *_ = list(walk("mlp", settings("GraNet (s_i=0)", 0.1, 2), 9))[-1]
     assert len(work.history) == 4
 
 
@@ -811,15 +822,15 @@ def test_static_masks_train_bit_equal_with_and_without_dropgrow():
 
 
 def test_runs_repeat_themselves_and_seeds_differ():
-    go = lambda seed: (
-        sparse_train(
+    def go(seed):
+        return sparse_train(
             network("conv-bn"),
             small(),
             TRAINING.model_copy(update=dict(max_epochs=1, schedule="constant", milestones=())),
             settings("SET", 0.2, 3),
             seed,
         )[0].ticket.digest
-    )
+
     assert go(1) == go(1) != go(2)
 
 
@@ -854,12 +865,13 @@ def test_segments_add_up():
         history, first, 12, lambda t: images_until(t, 250, 100), Clock(settings("RigL", 0.1, 3, drop_end=0.7), 12)
     )
     assert sum(p[0] for p in parts) == images_until(12, 250, 100) == 1000
+    # events at the end of an epoch of 3 steps, 50 images in the last; none drops after t = 8.4
     assert [p[2] for p in parts] == [
         50,
         50,
         0,
         0,
-    ]  # events at the end of an epoch of 3 steps, 50 images in the last; none drops after t = 8.4
+    ]
     assert [p[1]["a"] for p in parts] == [10, 9, 8, 7]
     assert [p[2] for p in segments(history, first, 12, lambda t: 10 * t, Clock(settings("SNFS", 0.1, 3), 12))] == [
         30,

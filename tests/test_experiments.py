@@ -1,9 +1,17 @@
 "The thesis's kind of trial: what defines it, that it repeats itself, and that each quirk has its switch."
 
-import json, pathlib, platform
-import pytest, torch
+import json
+import pathlib
+import platform
+
+import pytest
+import torch
+
+from lth_companion.lab import store as engine_store
+from lth_companion.lab import trials as engine
+from lth_companion.lab.store import Store
+from lth_companion.lab.sweeps import run
 from lth_companion.papers import learning_to_learn as experiments
-from lth_companion.lab import store as engine_store, trials as engine
 from lth_companion.papers.learning_to_learn import (
     CLEAN,
     ImagesTrial,
@@ -19,11 +27,8 @@ from lth_companion.papers.learning_to_learn import (
     thesis,
     thesis_size,
 )
-from lth_companion.methods.scorers import ScoreError
 from lth_companion.tickets import generator
 from lth_companion.training.loop import Recipe
-from lth_companion.lab.store import Store
-from lth_companion.lab.sweeps import run
 
 SHORT = Recipe(max_epochs=3, patience=None)
 HERE = pathlib.Path(__file__).parent
@@ -110,7 +115,7 @@ def fingerprint():
 
 def vendor():
     try:
-        return next(l.split(":")[1].strip() for l in open("/proc/cpuinfo") if l.startswith("vendor_id"))
+        return next(line.split(":")[1].strip() for line in open("/proc/cpuinfo") if line.startswith("vendor_id"))
     except (OSError, StopIteration):
         return platform.processor()
 
@@ -404,19 +409,16 @@ def test_scales_and_another_network():
             masks_on_digits("standard magnitude U-SS", network=1),
         ]
     ).layers
-    assert (
-        scaled["fc1.weight"] > other["fc1.weight"] > 0 and scaled["fc2.weight"] < other["fc2.weight"]
-    )  # eight times as large: more of them survive
-    assert (
-        run([masks_on_digits("standard magnitude U-SS", network=0, scales=(1, 1, 1))]).digest[0] == plain
-    )  # seed 0's own network, as it is
+    # eight times as large: more of them survive
+    assert scaled["fc1.weight"] > other["fc1.weight"] > 0 and scaled["fc2.weight"] < other["fc2.weight"]
+    # seed 0's own network, as it is
+    assert run([masks_on_digits("standard magnitude U-SS", network=0, scales=(1, 1, 1))]).digest[0] == plain
 
     def differing(a, b):
         return run([OverlapTrial(left=a, right=b)]).differing[0]
 
-    assert (
-        differing(masks_on_digits("standard random U-MS"), masks_on_digits("standard random U-MS", network=5)) == 0
-    )  # random reads no weight
+    # random reads no weight
+    assert differing(masks_on_digits("standard random U-MS"), masks_on_digits("standard random U-MS", network=5)) == 0
     assert differing(masks_on_digits(), masks_on_digits(network=5)) > 0
 
 
@@ -427,9 +429,8 @@ def test_an_overlap_counts_what_the_masks_say():
     assert (row.both, row.either, row.differing) == (int((a & b).sum()), int((a | b).sum()), int((a ^ b).sum()))
     assert (row.kept_left, row.kept_right, row.entries) == (int(a.sum()), int(b.sum()), a.numel())
     assert row.jaccard == pytest.approx(row.both / row.either, rel=1e-8) and 0 < row.chance_sd < row.chance
-    assert (
-        abs(row.exchanged - row.jaccard) < 6 * row.exchanged_sd
-    )  # hidden units of two seeds have nothing to do with one another
+    # hidden units of two seeds have nothing to do with one another
+    assert abs(row.exchanged - row.jaccard) < 6 * row.exchanged_sd
     same = run([OverlapTrial(left=left, right=left, exchanges=20)]).iloc[0]
     assert same.differing == 0 and same.jaccard == 1 and same.exchanged < 0.9
 
@@ -479,7 +480,7 @@ def test_facts_follow_the_source_of_a_scorer():
         for sign in (1, -1):
 
             @register("probe-facts", version=sign + 2, replace=sign < 0)
-            def probe(model, batches=None):
+            def probe(model, batches=None, sign=sign):
                 return {n: sign * p.detach() for n, p in experiments.prunable(model).items()}
 
             kept.append(MaskTrial.run_group([masks_on_digits("standard probe-facts U-SS")])[0]["digest"])

@@ -2,8 +2,15 @@
 gains. What they hash and say, and that company changes nothing.
 """
 
-import json, math, pathlib, tempfile
-import numpy as np, pytest, torch
+import json
+import math
+import pathlib
+import tempfile
+
+import numpy as np
+import pytest
+import torch
+
 from lth_companion.lab import trials as engine
 from lth_companion.lab.store import Store
 from lth_companion.lab.sweeps import run
@@ -288,11 +295,12 @@ def test_places_by_layer_input_and_network(tmp_path):
     )
     N = sum(parts[n][0] for n in layers)
     assert sum(parts[n][0] * parts[n][1] for n in layers) / N == pytest.approx(row.remaining["0.2"][0], abs=2e-3)
+    # small layers have larger weights
     assert (
         np.sum(row.thirds) == N
         and row.thirds[0][0] > row.thirds[0][2]
         and row.network["0.2"][1] > row.remaining["0.2"][1]
-    )  # small layers have larger weights
+    )
     assert -1 <= row.inputs <= 1 and go([pair(left="trained")], tmp_path).inputs[0] == 1
 
 

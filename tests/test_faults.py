@@ -2,25 +2,30 @@
 run`.
 """
 
-import math, os, pathlib, random, subprocess, warnings
-
-import pandas as pd
-import pytest
+import math
+import os
+import pathlib
+import random
+import subprocess
+import warnings
 
 import faults
+import pandas as pd
+import pytest
 from faults import FAULTS, Lab, NotHere, Traced, inject, kept_promise
-from lth_companion.lab import claims, plots, reported, sweeps as engine_sweeps
-from lth_companion.papers import learning_to_learn as experiments
+from test_reproduce import RUN, SHOW, START, TRIALS, clone, write_notebook  # noqa: F401 (clone is a fixture)
+
+from lth_companion.lab import claims, plots, reported
+from lth_companion.lab import sweeps as engine_sweeps
 from lth_companion.lab.cli import main
 from lth_companion.lab.reproduce import disk_mend, read_provenance
 from lth_companion.lab.store import Store
 from lth_companion.lab.sweeps import run
-from test_reproduce import RUN, SHOW, START, TRIALS, clone, write_notebook  # noqa: F401 (clone is a fixture)
+from lth_companion.papers import learning_to_learn as experiments
 
 SMALL = {"scheduler": dict(lth=True, notebooks=2, count=6), "nan": dict(diverge=True, count=4, workers=1)}
-QUICK = [
-    name for name in FAULTS if not name.startswith("swapped")
-]  # that one's workers load torch three times: its parts are tested below
+# that one's workers load torch three times: its parts are tested below
+QUICK = [name for name in FAULTS if not name.startswith("swapped")]
 
 
 @pytest.mark.parametrize("name", QUICK)

@@ -2,8 +2,15 @@
 replay.
 """
 
-import json, os, pathlib, subprocess, sys, time
-import pytest, torch
+import json
+import os
+import pathlib
+import subprocess
+import sys
+import time
+
+import pytest
+import torch
 from test_training import stand_in  # noqa: F401  (the fixture)
 
 BENCHMARKS = pathlib.Path(__file__).parent.parent / "benchmarks"

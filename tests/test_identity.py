@@ -1,15 +1,14 @@
 """Every committed trial is still found: its description gives it back, under the hash in its pack."""
 
-import collections, json, pathlib
+import collections
+import json
+import pathlib
+
 import pytest
-from lth_companion.papers import (
-    weight_correlation as branches,
-    learning_to_learn as experiments,
-    weight_recycling as searches,
-    granet as sparse_training,
-)  # noqa: F401  (they register the kinds)
-from lth_companion.lab.trials import KINDS
+
 from lth_companion.lab.store import opened, read_pack
+from lth_companion.lab.trials import KINDS
+from lth_companion.papers import granet, learning_to_learn, weight_correlation, weight_recycling  # noqa: F401 (their kinds)
 
 PACKS = sorted((pathlib.Path(__file__).parent.parent / "figures").glob("*/*/trials.jsonl.xz"))
 

@@ -2,7 +2,11 @@
 result, a kill, bad input.
 """
 
-import json, math, os, subprocess, sys
+import json
+import math
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -12,10 +16,10 @@ import torch.distributed as dist
 import torch.multiprocessing as mp
 from PIL import Image
 
-from lth_companion.papers import granet_imagenet as I
-from lth_companion.training.costs import positions
 from lth_companion.methods.dynamic import DropGrow, initial_masks, settings
+from lth_companion.papers import granet_imagenet as I
 from lth_companion.tickets import Ticket, prunable
+from lth_companion.training.costs import positions
 
 ROOT = Path(__file__).parent.parent
 
@@ -53,7 +57,10 @@ def one(data, world, method="GraNet (s_i=0.5)", name="conv-2", dtype=torch.float
     """
     train, val = I.open_folder(data, 32, seed=3)
     net, events = network(name, dtype), []
-    note = lambda t, masks: events.append((t, [m.clone() for m in masks]))
+
+    def note(t, masks):
+        return events.append((t, [m.clone() for m in masks]))
+
     run = I.fit(
         net,
         train,
@@ -243,11 +250,12 @@ def finished(data, tmp_path_factory):
 def test_torchrun_leaves_a_correct_result(finished, data):
     out, said, found = finished
     lines = said.splitlines()
+    # once, not once a rank
     assert [line.split("\t")[0] for line in lines if line.startswith("epoch")] == [
         "epoch 1/3",
         "epoch 2/3",
         "epoch 3/3",
-    ]  # once, not once a rank
+    ]
     assert any(line.startswith("note: 2 x 8 = 16 images") or "learning rate stays 0.1" in line for line in lines)
     ticket, net = Ticket.load(out / "ticket.safetensors"), I.build("resnet-20", 32, 4, 5, 0.25)
     ticket.apply(net)
@@ -259,9 +267,8 @@ def test_torchrun_leaves_a_correct_result(finished, data):
     assert top == found["top1_last"] == found["epochs"][-1]["top1"] and abs(loss - found["epochs"][-1]["loss"]) < 1e-5
     tops = [e["top1"] for e in found["epochs"]]
     assert found["top1_best"] == max(tops) == tops[found["best_epoch"] - 1] and found["diverged"] is None
-    assert np.allclose(
-        [e["lr"] for e in found["epochs"]], [0.05, 0.01, 0.001]
-    )  # milestones 1 and 2; warm-up over the first epoch
+    # milestones 1 and 2; warm-up over the first epoch
+    assert np.allclose([e["lr"] for e in found["epochs"]], [0.05, 0.01, 0.001])
     assert found["iterations"] == 18 and [h["t"] for h in found["history"]] == list(range(2, 18, 2))
     assert (
         found["provenance"]["processes"] == 2
@@ -276,7 +283,10 @@ def test_costs_step_by_step(finished):
     _, _, found = finished
     net = I.build("resnet-20", 32, 4, 5, 0.25)
     uses, size = positions(net, (3, 32, 32)), {n: w.numel() for n, w in prunable(net).items()}
-    cost = lambda kept: sum(2 * uses[n] * k for n, k in kept.items())
+
+    def cost(kept):
+        return sum(2 * uses[n] * k for n, k in kept.items())
+
     kept, total, events = (
         {n: int(m.sum()) for n, m in initial_masks(net, settings("GraNet (s_i=0.5)", 0.2), 5).items()},
         0,
@@ -321,17 +331,20 @@ def test_one_process_and_options(data, tmp_path):
     """bfloat16 and channels_last by name, loader processes, a dense run; the same again finds everything done,
     another seed is refused.
     """
-    args = lambda **kw: words(
-        data,
-        tmp_path,
-        method="static",
-        density=1,
-        bf16=True,
-        workers=2,
-        batch=16,
-        multiplier=0.01,
-        **{"channels-last": True} | kw,
-    )
+
+    def args(**kw):
+        return words(
+            data,
+            tmp_path,
+            method="static",
+            density=1,
+            bf16=True,
+            workers=2,
+            batch=16,
+            multiplier=0.01,
+            **{"channels-last": True} | kw,
+        )
+
     assert I.main(args()) == 0
     found, text = json.loads((tmp_path / "result.json").read_text()), (tmp_path / "result.json").read_bytes()
     assert (

@@ -1,22 +1,34 @@
 "Iterative magnitude pruning against torch's own, rewinding to the bit, and sweeps of branches that resume."
 
-import json, math, os, pathlib, signal, subprocess, sys, tempfile, textwrap
-import pytest, torch
-from hypothesis import given, settings, strategies as st
-from torch.nn.utils import prune as reference
+import json
+import math
+import os
+import pathlib
+import signal
+import subprocess
+import sys
+import tempfile
+import textwrap
+
+import pytest
+import torch
 from apart import SLACK, as_near_as_seeds
-from lth_companion.papers import weight_correlation as branches
-from lth_companion.training import data as datasets
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch.nn.utils import prune as reference
+
 from lth_companion.lab import trials as engine
-from lth_companion.papers.weight_correlation import BranchTrial, below, dense, make_ticket, network, rewound, trained
-from lth_companion.training.cohorts import train_cohort
-from lth_companion.methods.imp import admm, branch, check_rate, cut, imp, shuffle_masks, smart_masks, spared
-from lth_companion.training.models import ModelError, create
-from lth_companion.selection import SelectionError
-from lth_companion.tickets import Ticket, TicketError, generator, prunable
-from lth_companion.training.loop import Recipe, train
 from lth_companion.lab.store import Store
 from lth_companion.lab.sweeps import run
+from lth_companion.methods.imp import admm, branch, check_rate, cut, imp, shuffle_masks, smart_masks, spared
+from lth_companion.papers import weight_correlation as branches
+from lth_companion.papers.weight_correlation import BranchTrial, below, dense, make_ticket, network, rewound, trained
+from lth_companion.selection import SelectionError
+from lth_companion.tickets import Ticket, TicketError, generator, prunable
+from lth_companion.training import data as datasets
+from lth_companion.training.cohorts import train_cohort
+from lth_companion.training.loop import Recipe, train
+from lth_companion.training.models import ModelError, create
 
 FEW = Recipe(lr=0.1, momentum=0.9, batch_size=128, max_epochs=3, patience=None)
 
@@ -172,7 +184,10 @@ def test_batch_norm_statistics_travel_with_a_ticket(tmp_path):
     from lth_companion.training.loop import evaluate
 
     data = Colours()
-    make = lambda: create("resnet-20", data.shape, 10, generator(0, "init"), width=0.125)
+
+    def make():
+        return create("resnet-20", data.shape, 10, generator(0, "init"), width=0.125)
+
     result = train(make(), data, Recipe(lr=0.05, momentum=0.9, max_epochs=1, patience=None, batch_size=32))
     path = result.ticket.save(tmp_path / "t.safetensors")
     assert evaluate(Ticket.load(path).apply(make()), data) == (result.losses[-1], result.accuracies[-1])
@@ -417,7 +432,10 @@ def test_branches_on_cuda_agree_with_the_cpu(tmp_path, model):
         }
 
     exact = first(make("cpu", 0)[0], double=True)
-    apart = lambda trial: sum(int((first(trial)[n] != m).sum()) for n, m in exact.items())
+
+    def apart(trial):
+        return sum(int((first(trial)[n] != m).sum()) for n, m in exact.items())
+
     assert apart(make("cuda", 0)[0]) <= SLACK * apart(make("cpu", 0)[0]) + 2
 
 

@@ -2,10 +2,13 @@
 against what an H200 needed.
 """
 
-import os, pathlib, stat
+import os
+import stat
+
 import pytest
+
 from lth_companion.lab import machine
-from lth_companion.papers.granet import granet_settings, sparse_trial, _sparse_setting
+from lth_companion.papers.granet import _sparse_setting, granet_settings, sparse_trial
 from lth_companion.papers.weight_recycling import recycling_settings, table_searches
 from lth_companion.training.loop import Recipe
 
@@ -99,7 +102,10 @@ def test_estimates_are_near_what_an_h200_needed():
 
 def test_estimates_are_in_a_sane_order():
     shape, best = (3, 32, 32), Recipe(patience=None, precision="bf16", memory_format="channels_last", graph=True)
-    rate = lambda model, width=1.0, r=best, task="training": machine.gpu_rate(model, width, shape, r, task)
+
+    def rate(model, width=1.0, r=best, task="training"):
+        return machine.gpu_rate(model, width, shape, r, task)
+
     assert rate("resnet-50") < rate("resnet-18") < rate("vgg-19") and rate("vgg-19", 0.25) >= rate("vgg-19")
     assert rate("conv-6", task="search") < rate("conv-6") and rate("conv-2", r=Recipe(), task="search") < rate(
         "conv-2", task="search"

@@ -4,24 +4,28 @@ and refusals.
 
 import copy
 from math import prod
-import pytest, torch
+
+import pytest
+import torch
 import torch.nn.functional as F
-from hypothesis import given, settings, strategies as st
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from torch import nn
+
+from lth_companion.methods.scorers import grasp, snip, synflow
+from lth_companion.tickets import generator, prunable
 from lth_companion.training.data import import_torchvision
 from lth_companion.training.models import (
     MLP,
     MODELS,
-    ModelError,
     ConvNet,
+    ModelError,
     cifar_resnet,
     create,
     first_layer,
     layer_shapes,
     register_model,
 )
-from lth_companion.methods.scorers import grasp, snip, synflow
-from lth_companion.tickets import generator, prunable
 
 IMAGE = (3, 32, 32)
 NAMES = [
@@ -119,9 +123,8 @@ def test_cifar_resnet(depth, every):
     convs = 27 * 16 + 2 * n * 9 * 16**2 + 9 * 16 * 32 + (2 * n - 1) * 9 * 32**2 + 9 * 32 * 64 + (2 * n - 1) * 9 * 64**2
     assert weights(model) == convs + 640
     assert total(model) == convs + 650 + 2 * (16 * (2 * n + 1) + 32 * 2 * n + 64 * 2 * n)
-    assert len(layer_shapes(model)) == depth and len(list(model.buffers())) == 3 * (
-        depth - 1
-    )  # option A has no weights
+    # option A has no weights
+    assert len(layer_shapes(model)) == depth and len(list(model.buffers())) == 3 * (depth - 1)
     if every:
         assert total(full(f"resnet-{depth}")) == every == total(model)
     if depth == 20:
@@ -171,10 +174,13 @@ def test_outputs_and_gradients_are_torchvisions(name):
     before BatchNorm).
     """
     ours, other = net(name, width=1.0), theirs(name)
-    groups = lambda m: [
-        [p for k in m.modules() if isinstance(k, kind) for p in (*k.parameters(), *k.buffers())]
-        for kind in (nn.Conv2d, nn.BatchNorm2d, nn.Linear)
-    ]
+
+    def groups(m):
+        return [
+            [p for k in m.modules() if isinstance(k, kind) for p in (*k.parameters(), *k.buffers())]
+            for kind in (nn.Conv2d, nn.BatchNorm2d, nn.Linear)
+        ]
+
     torch.manual_seed(0)
     for mine, its in zip(groups(ours), groups(other)):
         assert [p.shape for p in mine] == [p.shape for p in its]
@@ -283,7 +289,7 @@ def test_a_step_is_deterministic_and_reaches_every_parameter(name):
         loss = F.cross_entropy(model(images()), torch.arange(4))
         runs.append([loss, *torch.autograd.grad(loss, model.parameters()), *model.buffers()])
     assert all(torch.equal(a, b) for a, b in zip(*runs))
-    for p, g in zip(model.parameters(), runs[0][1:]):
+    for _p, g in zip(model.parameters(), runs[0][1:]):
         assert g.isfinite().all()
     assert all(g.any() for (n, p), g in zip(model.named_parameters(), runs[0][1:]) if n in prunable(model))
 
@@ -333,7 +339,10 @@ def test_any_width_and_size(name, width, channels, high, wide, classes):
     "Shapes fit at every width; nothing is computed."
     model = on_meta(lambda: MODELS[name]((channels, high, wide), classes, width=width))
     assert on_meta(lambda: model(torch.empty(2, channels, high, wide))).shape == (2, classes)
-    narrow = lambda n: max(1, round(n * width))
+
+    def narrow(n):
+        return max(1, round(n * width))
+
     first = {"l": 300, "c": 64, "v": 64, "r": 16 if name[-2:] in ("20", "32") else 64, "m": 32}[name[0]]
     shapes = list(layer_shapes(model).values())
     assert shapes[0][0] == narrow(first) and shapes[-1][0] == classes and min(map(min, shapes)) >= 1
@@ -341,7 +350,7 @@ def test_any_width_and_size(name, width, channels, high, wide, classes):
 
 @pytest.mark.parametrize("name", NAMES)
 def test_width_scales_the_hidden_widths_only(name):
-    one, two = (list(layer_shapes(on_meta(lambda: MODELS[name](IMAGE, 10, width=w))).values()) for w in (1, 2))
+    one, two = (list(layer_shapes(on_meta(lambda w=w: MODELS[name](IMAGE, 10, width=w))).values()) for w in (1, 2))
     assert len(one) == len(two)
     for i, (a, b) in enumerate(zip(one, two)):
         depthwise = name == "mobilenet-v2" and a[1:] == (1, 3, 3)
@@ -487,7 +496,10 @@ def test_grasp_through_in_place_operations_is_right():
     model = net("resnet-20", (1, 8, 8), width=1 / 8).double().eval()
     x, y = images(6, (1, 8, 8), torch.float64), torch.arange(6)
     names, params = zip(*prunable(model).items())
-    gradient = lambda: torch.autograd.grad(F.cross_entropy(model(x) / 200, y), params)
+
+    def gradient():
+        return torch.autograd.grad(F.cross_entropy(model(x) / 200, y), params)
+
     scores, g = grasp(model, [(x, y)]), gradient()
     step = 1e-4 / max(float(t.abs().max()) for t in g)
 

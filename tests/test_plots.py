@@ -1,10 +1,16 @@
 "Figures: the right marks, the same bytes in any process, nothing global changed."
 
-import hashlib, os, pathlib, subprocess, sys
+import hashlib
+import os
+import pathlib
+import subprocess
+import sys
+
 import matplotlib
 import numpy as np
 import pandas as pd
 import pytest
+
 from lth_companion.lab import plots as p
 
 
@@ -82,9 +88,8 @@ def test_equal_bytes_in_separate_processes(tmp_path):
         home = tmp_path / f"config{k}"
         home.mkdir()
         if k == 2:
-            (home / "matplotlibrc").write_text(
-                "font.size: 20\nsvg.fonttype: none\naxes.facecolor: red\n"
-            )  # a user's taste changes nothing
+            # a user's taste changes nothing
+            (home / "matplotlibrc").write_text("font.size: 20\nsvg.fonttype: none\naxes.facecolor: red\n")
         env = os.environ | {
             "PYTHONHASHSEED": str(k),
             "MPLCONFIGDIR": str(home),

@@ -1,42 +1,62 @@
 """What a machine without a GPU can know of one: every kind of trial, scorer, method and measure with
-`device="cuda"`, on the pretended device of `pretend_cuda.py`,
-where tensors of both sides do not meet. Results are, to the bit, those of the same engine on the CPU.
+`device="cuda"`, on the pretended device of `pretend_cuda.py`, where tensors of both sides do not meet. Results are,
+to the bit, those of the same engine on the CPU.
 """
 
-import collections, importlib, json, os, pathlib, pkgutil, signal, subprocess, sys, threading, time
+import collections
+import importlib
+import json
+import os
+import pathlib
+import pkgutil
+import signal
+import subprocess
+import sys
+import threading
 
 import numpy as np
 import pytest
+import test_imagenet
 import torch
 import torch.nn.functional as F
+from pretend_cuda import CAPTURING, NAME, Graph, on_cuda, pretended, tensors_in
+from test_imagenet import data as images  # noqa: F401 (a fixture)
 from torch import nn
 
 import lth_companion
-import test_imagenet
-from lth_companion.papers import (
-    weight_correlation as branches,
-    learning_to_learn as experiments,
-    granet_imagenet as imagenet,
-    weight_recycling as searches,
-    granet as sparse_training,
-)
-from lth_companion.training import cohorts, costs, loop as training
+from lth_companion import selection, tickets
+from lth_companion.lab.store import Store, encode
+from lth_companion.lab.sweeps import Idle, run
+from lth_companion.lab.trials import KINDS, Trial, dumps
 from lth_companion.measures import correlation, diversity, storage
 from lth_companion.methods import imp, plasticity, pruning, saw, supermasks
-from lth_companion import selection, tickets
-from lth_companion.training.data import load
-from lth_companion.methods.dynamic import METHODS as DYNAMIC, settings, sparse_train
-from lth_companion.training.models import create, initialise
+from lth_companion.methods.dynamic import METHODS as DYNAMIC
+from lth_companion.methods.dynamic import settings, sparse_train
 from lth_companion.methods.scorers import SCORERS
-from lth_companion.methods.stacking import call, scorer as parse
+from lth_companion.methods.stacking import call
+from lth_companion.methods.stacking import scorer as parse
 from lth_companion.methods.supermasks import Supermask, search
+from lth_companion.papers import (
+    granet as sparse_training,
+)
+from lth_companion.papers import (
+    granet_imagenet as imagenet,
+)
+from lth_companion.papers import (
+    learning_to_learn as experiments,
+)
+from lth_companion.papers import (
+    weight_correlation as branches,
+)
+from lth_companion.papers import (
+    weight_recycling as searches,
+)
 from lth_companion.tickets import Ticket, generator, prunable
+from lth_companion.training import cohorts, costs
+from lth_companion.training import loop as training
+from lth_companion.training.data import load
 from lth_companion.training.loop import Recipe, evaluate, train
-from lth_companion.lab.trials import KINDS, Trial, dumps
-from lth_companion.lab.sweeps import Idle, run
-from lth_companion.lab.store import Store, encode
-from test_imagenet import data as images  # noqa: F401 (a fixture)
-from pretend_cuda import CAPTURING, NAME, Graph, on_cuda, pretended, tensors_in
+from lth_companion.training.models import create, initialise
 
 pytestmark = pytest.mark.skipif(torch.cuda.is_available(), reason="there is a real device here")
 HERE = pathlib.Path(__file__).parent
@@ -542,10 +562,11 @@ def python(code, pretend="1", **environment):
 
 
 def test_the_start_up_file_pretends_when_torch_comes(tmp_path):
+    # and a process without torch has paid nothing
     assert python("import sys; print('torch' in sys.modules, 'pretend_cuda' in sys.modules)") == [
         "False",
         "False",
-    ]  # and a process without torch has paid nothing
+    ]
     assert python(
         "import importlib.util; importlib.util.find_spec('torch'); import torch, pretend_cuda;"
         " print(torch.cuda.is_available(), torch.ones(2).cuda().device, pretend_cuda.on_cuda(torch.ones(2,"
@@ -553,10 +574,11 @@ def test_the_start_up_file_pretends_when_torch_comes(tmp_path):
     ) == ["True", "cuda:0", "True"]
     (tmp_path / "sitecustomize.py").write_text("import builtins; builtins.other = 'too'")
     both = os.pathsep.join([str(HERE / "pretended"), str(tmp_path)])
+    # off; and what it hides runs
     assert python("import torch; print(torch.cuda.is_available(), other)", pretend="0", PYTHONPATH=both) == [
         "False",
         "too",
-    ]  # off; and what it hides runs
+    ]
 
 
 # ---------------------------------------------------------------- every kind of trial
@@ -872,7 +894,7 @@ def there(trial):
 
 def results(trials, folder):
     "Results and failures by the trials' names, run as a sweep is, in a store of their own."
-    store, forgotten = Store(folder), forget()
+    store, _forgotten = Store(folder), forget()
     names = {t.hash: name for name, t in trials.items()}
     rows = run(trials.values(), store, progress="silent")
     return {names[t.hash]: dumps(encode(store.get(t))) for t in trials.values() if t in store}, {
@@ -894,10 +916,13 @@ def test_every_kind_of_trial_runs_there(kind, one_engine, tmp_path):
 
 def test_searches_are_equal_without_the_same_options_too(tmp_path):
     "With a rate that a float32 holds: the CPU's own selection and a rate that is a number."
-    make = lambda m: searches.SupermaskTrial(
-        **LENET | dict(recipe=R.model_copy(update=dict(lr=0.0625, nesterov=False))),
-        search=searches.settings_of(m, 0.3, 2),
-    )
+
+    def make(m):
+        return searches.SupermaskTrial(
+            **LENET | dict(recipe=R.model_copy(update=dict(lr=0.0625, nesterov=False))),
+            search=searches.settings_of(m, 0.3, 2),
+        )
+
     trials = {m: make(m) for m in searches.METHODS}
     here, _ = results(trials, tmp_path / "cpu")
     with pretended():
@@ -957,9 +982,8 @@ def test_taking_the_masks_way_back_fails_static_dense_and_branch_trials(monkeypa
 # ---------------------------------------------------------------- the recipes of a GPU
 
 GPU = dict(graph=True, precision="bf16", memory_format="channels_last")
-EXACT = Recipe(
-    lr=0.0625, momentum=0.5, batch_size=64, max_epochs=2, patience=None
-)  # a graph's rate is float32: here both are the same number
+# a graph's rate is float32: here both are the same number
+EXACT = Recipe(lr=0.0625, momentum=0.5, batch_size=64, max_epochs=2, patience=None)
 
 
 def gpu_examples():
@@ -991,9 +1015,8 @@ def gpu_examples():
     }
 
 
-TRAIN = {
-    k: c for k, c in kinds().items() if "recipe" in c.model_fields and k != "ticket-masks"
-}  # masks alone inherit a recipe, and refuse all but the plain one
+# masks alone inherit a recipe, and refuse all but the plain one
+TRAIN = {k: c for k, c in kinds().items() if "recipe" in c.model_fields and k != "ticket-masks"}
 
 
 @pytest.mark.parametrize("kind", TRAIN)
@@ -1013,10 +1036,11 @@ def test_every_kind_takes_the_recipes_of_a_gpu(kind, tmp_path, monkeypatch, cuda
     want, failed = results(eager, tmp_path / "eager")
     assert not failed and not replays, failed
     found, failed = results(graphed, tmp_path / "graph")
+    # 160 images are two whole batches and the rest, twice; a step before an event is eager
     assert not failed and len(replays) >= 3 * len(graphed), (
         failed,
         len(replays),
-    )  # 160 images are two whole batches and the rest, twice; a step before an event is eager
+    )
     assert found == want and len(found) == len(graphed)
 
 
@@ -1064,8 +1088,13 @@ def test_every_scorer(name):
     def scored(device):
         net, data = network(device), load("digits", device, 160)
         batches = data.scoring_batches(60, generator(0, "batch"), 40)
-        keep = lambda **k: some_masks(net, 0.6, **k)
-        score = lambda masks: call(parse(name), net, batches, masks=masks, generator=generator(0, "scores"))
+
+        def keep(**k):
+            return some_masks(net, 0.6, **k)
+
+        def score(masks):
+            return call(parse(name), net, batches, masks=masks, generator=generator(0, "scores"))
+
         found = [score(None), score(keep()), score(keep(device="cpu"))]
         assert all(t.device.type == device.type for t in tensors_in(found))
         pruned = [
@@ -1141,13 +1170,14 @@ def test_every_search(method, one_engine, tmp_path):
                 made,
                 checkpoint=file,
             )
+            # from the end of the file
             again, _ = search(
                 network(device, "lenet-300-100", 0.1),
                 data,
                 R.model_copy(update=dict(nesterov=False)),
                 made,
                 checkpoint=file,
-            )  # from the end of the file
+            )
             assert plain(again.ticket) == plain(result.ticket)
             out.append([result.losses, result.ticket, work.put(), work.scores, work.frozen, work.origin])
         return out
@@ -1178,7 +1208,10 @@ def test_masks_and_data_of_the_other_side():
 def test_iterative_pruning_and_admm():
     def pruned(device):
         data = load("digits", device, 160)
-        fit = lambda ticket, level: train(ticket.apply(network(device)), data, R, ticket.masks).ticket
+
+        def fit(ticket, level):
+            return train(ticket.apply(network(device)), data, R, ticket.masks).ticket
+
         levels = list(imp.imp(fit, Ticket.of(network("cpu")), 2, 0.4))
         mixed = list(imp.imp(fit, Ticket.of(network(device)), 1, 0.4, "global"))
         masks, notes = imp.admm(network(device), data, R, 0.3, epochs=2, stages=2)
@@ -1356,16 +1389,14 @@ def test_a_pool_of_four_loses_nothing_and_runs_nothing_twice(tmp_path, monkeypat
             hold(victim).unlink()
 
     rows = run(trials, store, workers=4, progress="silent", on_done=on_done)
-    assert (
-        len(killed) == 1 and rows.failed.isna().all() and rows.attrs["ran"] == 20 and all(t in store for t in trials)
-    )  # nothing lost
+    # nothing lost
+    assert len(killed) == 1 and rows.failed.isna().all() and rows.attrs["ran"] == 20 and all(t in store for t in trials)
     begun, ended = (
         collections.Counter(int(seed) for what, seed, _ in lines() if what == word) for word in ("begin", "end")
     )
     pid, before = killed[0]
-    assert begun == {s: 1 + (s == victim) for s in range(20)} and ended == {
-        s: 1 for s in range(20)
-    }  # nothing run twice: the one that was killed began twice, and ended once
+    # nothing run twice: the one that was killed began twice, and ended once
+    assert begun == {s: 1 + (s == victim) for s in range(20)} and ended == {s: 1 for s in range(20)}
     assert (
         before
         and str(victim) not in before

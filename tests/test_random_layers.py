@@ -2,13 +2,18 @@
 rewound, in company; torch's global generators stay where they are.
 """
 
-import multiprocessing, os, signal
+import multiprocessing
+import os
+import signal
 from concurrent.futures import ProcessPoolExecutor
-import pytest, torch
-from torch import nn
+
+import pytest
+import torch
 import torch.nn.functional as F
 from pretend_cuda import pretended
 from test_training import images, same, stand_in  # noqa: F401  (a fixture)
+from torch import nn
+
 from lth_companion.methods.imp import admm
 from lth_companion.methods.plasticity import dense_gradients
 from lth_companion.methods.supermasks import Supermask, search
@@ -18,9 +23,8 @@ from lth_companion.training.loop import Recipe, train
 from lth_companion.training.models import initialise
 
 DATA = images((1, 8, 8), n=100)
-RECIPE = Recipe(
-    lr=0.05, momentum=0.9, batch_size=32, max_epochs=3, patience=None
-)  # four steps an epoch, the last of four images
+# four steps an epoch, the last of four images
+RECIPE = Recipe(lr=0.05, momentum=0.9, batch_size=32, max_epochs=3, patience=None)
 SETTINGS = Supermask(density=0.5, change="hybrid", frequency=1, rate=0.2)
 
 
@@ -48,9 +52,8 @@ class Drawing(nn.Module):
 
 def net(kind=Drawing, **fields):
     with torch.random.fork_rng([]):
-        return initialise(
-            kind(**fields), generator(0, "init")
-        )  # torch draws the first weights, which `initialise` then replaces
+        # torch draws the first weights, which `initialise` then replaces
+        return initialise(kind(**fields), generator(0, "init"))
 
 
 def masks(model):
@@ -228,7 +231,9 @@ def test_dense_gradients_are_those_of_the_step_itself():
 
 def test_without_random_layers_nothing_changes(monkeypatch):
     "Not one bit: the seeds are set, and nobody reads them."
-    plain = lambda: nn.Sequential(nn.Flatten(), nn.Linear(64, 16), nn.ReLU(), nn.Linear(16, 10))
+
+    def plain():
+        return nn.Sequential(nn.Flatten(), nn.Linear(64, 16), nn.ReLU(), nn.Linear(16, 10))
 
     def run():
         return trained(model=net(plain)), search(net(plain), DATA, RECIPE, SETTINGS)[0]
@@ -272,7 +277,10 @@ def test_on_the_pretended_device_graphs_draw_as_eager_steps():
 def test_on_a_gpu_the_device_draws_by_the_seed(graph):
     data, recipe = images((1, 8, 8), n=100, device="cuda"), RECIPE.model_copy(update=dict(graph=graph))
     before = torch.cuda.get_rng_state()
-    run = lambda seed=0, **kw: train(net().cuda(), data, recipe, seed=seed, **kw)
+
+    def run(seed=0, **kw):
+        return train(net().cuda(), data, recipe, seed=seed, **kw)
+
     first, searched_first = run(), search(net().cuda(), data, recipe, SETTINGS)[0]
     torch.rand(7, device="cuda")
     moved = torch.cuda.get_rng_state()

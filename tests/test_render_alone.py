@@ -83,9 +83,8 @@ def rendered(tmp_path_factory):
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(
-    600
-)  # a paper's notebooks are rendered in the first one's time: about 80 s of the thesis's on two idle cores
+# a paper's notebooks are rendered in the first one's time: about 80 s of the thesis's on two idle cores
+@pytest.mark.timeout(600)
 @pytest.mark.parametrize("name", [name for names in NOTEBOOKS.values() for name in names])
 def test_every_table_and_picture_comes_from_trials(rendered, name):
     out, said = rendered(name.split("/")[0])

@@ -1,9 +1,12 @@
 "The papers' numbers: complete, on one vocabulary, and joined without loss."
 
-import math, pathlib
+import math
+import pathlib
+
 import numpy as np
 import pandas as pd
 import pytest
+
 from lth_companion.lab import reported as r
 
 KEYS = ["init", "scorer", "rounds", "density"]

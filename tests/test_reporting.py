@@ -2,19 +2,23 @@
 why.
 """
 
-import json, os, pathlib, re, signal, subprocess, sys, time
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
 
 import pytest
-
-from lth_companion.lab import sweeps as T_sweeps
-from lth_companion.lab.cli import main
-from lth_companion.lab.reproduce import Interrupted
-from lth_companion.lab.sweeps import Idle, run
-from lth_companion.lab.store import Store
-from lth_companion.lab.trials import Trial
 from test_cli import LTH, lth
 from test_reproduce import clone, write_notebook  # noqa: F401 (clone is a fixture)
 from test_trials import HERE, hold, logged, quiet, release, shown, until
+
+from lth_companion.lab import sweeps as T_sweeps
+from lth_companion.lab.store import Store
+from lth_companion.lab.sweeps import Idle, run
+from lth_companion.lab.trials import Trial
 
 ENVIRONMENT = os.environ | {"PYTHONPATH": f"{HERE}{os.pathsep}{HERE.parent}"}
 SWEEP = """
@@ -127,13 +131,16 @@ def test_what_has_ended_is_not_still_to_come():
     "The books at every moment: a group that has ended, whose results are being written, costs nothing more."
     group, rest, late = ([Idle(number=n, seconds=10) for n in some] for some in (range(4), range(4, 6), range(6, 7)))
     bar = T_sweeps.Progress(7, 0, 70.0, "silent")
-    left = lambda: round(bar.record()["left"], 1)
+
+    def left():
+        return round(bar.record()["left"], 1)
+
     assert left() == 70
     bar.begin(group)
     assert left() == 70
     bar.ended(group, 40)
     assert left() == 30
-    for t in group:
+    for _ in group:
         bar.add("ran")
         assert left() == 30
     bar.begin(rest)
@@ -169,9 +176,10 @@ def test_a_group_in_hand_behind_another_has_not_begun(monkeypatch):
 def test_the_time_left_is_corrected_by_what_ended(tmp_path):
     def claim(n):
         told, took = left([Dear(number=n) for n in range(25)], tmp_path / str(n))
+        # as estimated, at first
         return told[0][1] == pytest.approx(1, abs=0.01) and all(
             done and abs(says - (took - now)) < 0.15 * took for now, says, done in told[1:-1]
-        )  # as estimated, at first
+        )
 
     assert shown(claim, 3)
 
@@ -336,14 +344,16 @@ def test_the_gpu_tiers_report_shows_what_was_explored(capsys, tmp_path):
         == len(rows) - 5
     )
     assert {
-        fields[8] for fields in rows if fields[0] != "not run at this tier" and fields[1].startswith("granet/")
+        fields[8]
+        for fields in rows
+        if fields[0] != "not run at this tier" and fields[1].startswith("granet/")
+        # CIFAR-10's claims, and CIFAR-100's
     } == {
         "smaller",
         "other",
-    }  # CIFAR-10's claims, and CIFAR-100's
-    assert all(
-        int(fields[5]) <= 10 for fields in rows if fields[0] != "explores" and fields[1].startswith("granet/")
-    )  # of 14 seeds
+    }
+    # of 14 seeds
+    assert all(int(fields[5]) <= 10 for fields in rows if fields[0] != "explores" and fields[1].startswith("granet/"))
     page = (tmp_path / "gpu" / "report.html").read_text()
     assert page.count(">explores</b>") == 5 and "5 contrasts explored, which decide nothing" in page
 
@@ -369,7 +379,7 @@ def test_what_failed_and_why(tmp_path, shell, capsys):
     )
     lines = shell("status")
     assert ["failed", "3", str(tmp_path / "s" / "failed")] in lines
-    assert sorted((l[1], l[3]) for l in lines if l[0] == "failure") == sorted(
+    assert sorted((line[1], line[3]) for line in lines if line[0] == "failure") == sorted(
         (t.hash[:12], f"number {t.number} is not to be run") for t in bad[:3]
     )
 
@@ -403,13 +413,13 @@ def test_the_brief_report_says_what_was_found(capsys):
     code, out, _ = lth(capsys, "report", "--tier", "laptop", "--brief", "--repo", str(HERE.parent))
     lines = [line.split("\t") for line in out.splitlines()]
     assert code == 0 and {
-        p: 1 <= sum(l[0] == p for l in lines) <= 10
+        p: 1 <= sum(line[0] == p for line in lines) <= 10
         for p in ("granet", "learning_to_learn", "weight_correlation", "weight_recycling")
     } == dict.fromkeys(("granet", "learning_to_learn", "weight_correlation", "weight_recycling"), True)
     assert all(
-        len(l) == 4
-        and l[1] in ("reproduced", "contradicted", "equivalent within m", "undecided")
-        and re.search(r"n = \d+$", l[2])
-        and not l[3].startswith("The same")
-        for l in lines
+        len(line) == 4
+        and line[1] in ("reproduced", "contradicted", "equivalent within m", "undecided")
+        and re.search(r"n = \d+$", line[2])
+        and not line[3].startswith("The same")
+        for line in lines
     )

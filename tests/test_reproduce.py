@@ -214,9 +214,8 @@ def test_the_gpu_tier_without_a_gpu_is_made_of_what_was_measured(clone, monkeypa
         and clone.execute(tier="gpu").state == "unchanged"
         and not clone.ran()
     )
-    assert (
-        clone.execute(["scale=-1", "xs=5"], tier="gpu", device="cpu").state == "done" and len(clone.ran()) == 2
-    )  # a CPU's own
+    # a CPU's own
+    assert clone.execute(["scale=-1", "xs=5"], tier="gpu", device="cpu").state == "done" and len(clone.ran()) == 2
 
 
 def test_parameters_reach_the_notebook_and_make_it_run_again(clone):
@@ -480,8 +479,8 @@ def test_report_counts_only_what_provenance_vouches_for(clone):
         row["n"] == 2 and row["measured"] == pytest.approx(1.0) and row["verdict"] == "undecided" and not found.left_out
     )
     lines = report_lines(found)
-    assert len(lines) == len(found.rows) and all(l.count("\t") == 10 and "\n" not in l for l in lines)
-    assert any(l.startswith("undecided\tlearning_to_learn/headline-0.005\t") for l in lines)
+    assert len(lines) == len(found.rows) and all(line.count("\t") == 10 and "\n" not in line for line in lines)
+    assert any(line.startswith("undecided\tlearning_to_learn/headline-0.005\t") for line in lines)
     page = report_page(found, catalogue(clone.root))
     assert (
         "src='learning_to_learn/01_tiny/accuracy.svg'" in page
@@ -549,9 +548,8 @@ def copied(tmp_path, monkeypatch):
 def test_a_notebook_names_what_it_renders_with(copied):
     named = set(reproduce.rendering(ROOT / "nbs/papers/granet/05_table.ipynb"))
     assert {"lab.reproduce", "lab.plots", "lab.claims", "lab.trials", "papers.granet"} <= named
-    assert not {n for n in named if n.startswith("methods.") or n in ("lab.cli", "lab.clusters")}, (
-        named
-    )  # 05 imports none of them itself
+    # 05 imports none of them itself
+    assert not {n for n in named if n.startswith("methods.") or n in ("lab.cli", "lab.clusters")}, named
 
 
 def test_comments_and_what_only_runs_leave_figures_alone(clone, copied):

@@ -3,11 +3,14 @@ with BatchNorm.
 """
 
 import copy
-import pytest, torch
+
+import pytest
+import torch
 import torch.nn.functional as F
-from hypothesis import given, settings, strategies as st
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from torch import nn
-from lth_companion.training.models import create
+
 from lth_companion.methods.pruning import prune
 from lth_companion.methods.scorers import SCORERS, ScoreError, grasp, lookup, magnitude, random, register, snip, synflow
 from lth_companion.methods.stacking import Method, canonical, once, scorer, stack
@@ -166,7 +169,7 @@ def test_a_split_batch_scores_like_the_whole(net, batch):
 
 @pytest.mark.parametrize("scale", [2.0**-30, 2.0**30])
 def test_synflow_survives_any_scale(net, batch, scale):
-    base = synflow(net, batch)
+    synflow(net, batch)
     deep = nn.Sequential(*[nn.Linear(8, 8, bias=False) for _ in range(30)])
     with torch.no_grad():
         for p in deep.parameters():

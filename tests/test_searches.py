@@ -2,14 +2,26 @@
 divergence is a result.
 """
 
-import base64, json, math, os, pathlib, signal, tempfile
+import base64
+import json
+import math
+import os
+import pathlib
+import signal
+import tempfile
 from itertools import combinations
-import numpy as np, pytest, torch
-from hypothesis import given, settings as few_examples, strategies as st
+
+import numpy as np
+import pytest
+import torch
 from apart import SLACK, as_near_as_seeds
-from lth_companion.papers import weight_recycling as S
+from hypothesis import given
+from hypothesis import settings as few_examples
+from hypothesis import strategies as st
+
 from lth_companion.lab import trials as engine
-from lth_companion.papers.weight_correlation import network
+from lth_companion.lab.store import Store
+from lth_companion.lab.sweeps import run
 from lth_companion.measures.diversity import (
     disagreement,
     distances,
@@ -20,7 +32,11 @@ from lth_companion.measures.diversity import (
     path,
     random_scores,
 )
+from lth_companion.measures.storage import Source, bits, possible
+from lth_companion.methods.supermasks import Search, Supermask, frozen_weights, search, top_scores
+from lth_companion.papers import weight_recycling as S
 from lth_companion.papers.learning_to_learn import _load
+from lth_companion.papers.weight_correlation import network
 from lth_companion.papers.weight_recycling import (
     MAIN,
     METHODS,
@@ -39,12 +55,8 @@ from lth_companion.papers.weight_recycling import (
     unpacked,
     weight_facts,
 )
-from lth_companion.measures.storage import Source, bits, possible
-from lth_companion.methods.supermasks import Search, Supermask, frozen_weights, search, top_scores
-from lth_companion.tickets import Ticket, generator, prunable
+from lth_companion.tickets import generator, prunable
 from lth_companion.training.loop import Recipe
-from lth_companion.lab.store import Store
-from lth_companion.lab.sweeps import run
 
 TINY = search_recipe(4, 2.0)
 BASE = dict(data="digits", width=0.2, recipe=TINY)
@@ -54,7 +66,9 @@ def settings(method, density=0.3, **options):
     return settings_of(method, density, 4, **{"frequency": 1} | options)
 
 
-def small(method="EP+Recycle", density=0.3, options={}, **fields):
+def small(method="EP+Recycle", density=0.3, options=None, **fields):
+    if options is None:
+        options = {}
     return SupermaskTrial(**(BASE | fields), search=settings(method, density, **options))
 
 
@@ -345,7 +359,7 @@ def found():
 
 
 def test_the_row_is_that_of_the_search(found):
-    for t, result, work, row in found:
+    for t, result, _work, row in found:
         assert (row.digest, row.accuracy, row.best, row.kept, row.epochs) == (
             result.ticket.digest,
             result.accuracies[-1],
@@ -383,7 +397,10 @@ def slow_facts(work, masks, first):
             )
         )
         kept, pruned = [v for v, m, *_ in rows if m], [v for v, m, *_ in rows if not m]
-        rms = lambda v: math.sqrt(sum(x * x for x in v) / len(v)) if v else None
+
+        def rms(v):
+            return math.sqrt(sum(x * x for x in v) / len(v)) if v else None
+
         facts[n] = {
             "size": len(rows),
             "kept": len(kept),
@@ -483,9 +500,8 @@ def test_packed_and_unpacked_are_inverse(shapes, seed, last):
     g = generator(seed, "masks")
     masks = {f"layer {i}": (torch.rand(s, generator=g) < 0.4).float() for i, s in enumerate(shapes)}
     if last:
-        masks = {
-            n: m.to(memory_format=torch.channels_last) if m.dim() == 4 else m for n, m in masks.items()
-        }  # written in canonical order
+        # written in canonical order
+        masks = {n: m.to(memory_format=torch.channels_last) if m.dim() == 4 else m for n, m in masks.items()}
     rows = packed(masks)
     assert json.loads(json.dumps(rows)) == rows
     again = unpacked(rows, {n: tuple(m.shape) for n, m in masks.items()})
@@ -517,7 +533,10 @@ def members(trial):
         )
         if 0 in trial.snapshots:
             seen[0] = Search(network(trial), trial.search, trial.recipe, seeds["weights"], seeds["scores"]).put()
-        note = lambda w, r: seen.__setitem__(r.epochs, top_scores(w.scores, trial.search.density))
+
+        def note(w, r, seen=seen):
+            return seen.__setitem__(r.epochs, top_scores(w.scores, trial.search.density))
+
         result, work = search(
             network(trial),
             _load(trial),
@@ -795,17 +814,20 @@ def test_searches_on_cuda_agree_with_the_cpu(tmp_path):
     assert [b["values"]["masks"] for b in cpu.bits] == [b["values"]["masks"] for b in cuda.bits] and all(
         set(a) == set(b) for a, b in zip(cpu.bits, cuda.bits)
     )
-    one = lambda device, seed=0: go(
-        [several(device=device, seed=seed, snapshots=(0, 4), paths=1, points=3)], tmp_path / f"{device}-{seed}-ensemble"
-    ).iloc[0]
+
+    def one(device, seed=0):
+        return go(
+            [several(device=device, seed=seed, snapshots=(0, 4), paths=1, points=3)],
+            tmp_path / f"{device}-{seed}-ensemble",
+        ).iloc[0]
+
     here, there = [one("cpu", s) for s in range(3)], one("cuda")
     near = [r.pairs[0]["jaccard"][0] for r in here]
     assert here[0].sizes == there.sizes and abs(near[0] - there.pairs[0]["jaccard"][0]) <= SLACK * (
         max(near) - min(near)
     )
-    assert here[0].pairs[0]["jaccard"][1] == pytest.approx(
-        there.pairs[0]["jaccard"][1], abs=1e-5
-    )  # chance follows from counts alone
+    # chance follows from counts alone
+    assert here[0].pairs[0]["jaccard"][1] == pytest.approx(there.pairs[0]["jaccard"][1], abs=1e-5)
 
 
 if __name__ == "__main__":

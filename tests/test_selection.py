@@ -1,7 +1,11 @@
 "Selection: exact count, one rule for ties, monotone in density, blind to scale; held against a plain sort."
 
-import numpy as np, pytest, torch
-from hypothesis import given, settings, strategies as st
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
 from lth_companion.selection import SelectionError, count, erk, keep_top, smart_ratio, uniform
 from lth_companion.tickets import generator
 
@@ -122,7 +126,7 @@ def test_smart_ratio_totals_the_density_and_stays_within_0_and_1(density, last, 
 def smart_reference(sizes, density, vgg):
     "Su et al.'s ratios by bisection on the scale, for densities at which 0.3 of the last layer can stand."
     L, low, high = len(sizes), 0.0, 100.0
-    ratio = [((L - l + 1) ** 2 + (L - l + 1)) / (l**2 if vgg else 1) for l in range(1, L)]
+    ratio = [((L - layer + 1) ** 2 + (L - layer + 1)) / (layer**2 if vgg else 1) for layer in range(1, L)]
     for _ in range(200):
         gamma = (low + high) / 2
         kept = 0.3 * sizes[-1] + sum(min(1, gamma * r) * n for r, n in zip(ratio, sizes))

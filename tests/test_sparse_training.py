@@ -2,12 +2,26 @@
 changes nothing.
 """
 
-import json, math, os, pathlib, signal, subprocess, sys, tempfile, textwrap
-import pytest, torch
+import json
+import math
+import os
+import pathlib
+import signal
+import subprocess
+import sys
+import tempfile
+import textwrap
+
+import pytest
+import torch
 from apart import as_near_as_seeds
-from lth_companion.papers import granet as S
-from lth_companion.lab import store as engine_store, trials as engine
+
+from lth_companion.lab import store as engine_store
+from lth_companion.lab import trials as engine
+from lth_companion.lab.store import Store
+from lth_companion.lab.sweeps import run
 from lth_companion.methods.dynamic import settings
+from lth_companion.papers import granet as S
 from lth_companion.papers.granet import (
     PlasticityTrial,
     SparseTrial,
@@ -17,8 +31,6 @@ from lth_companion.papers.granet import (
     table_trials,
 )
 from lth_companion.training.loop import Recipe
-from lth_companion.lab.store import Store
-from lth_companion.lab.sweeps import run
 
 FEW = Recipe(lr=0.1, momentum=0.9, nesterov=True, weight_decay=5e-4, batch_size=128, max_epochs=3, patience=None)
 BASE = dict(data="digits", width=0.2, recipe=FEW)
@@ -297,9 +309,8 @@ def test_the_multiples_are_those_of_the_masks(tmp_path):
         [small(), small("static"), small("RigL"), small("GMP"), small("SNFS")], Store(tmp_path), progress="silent"
     )
     dense, static, rigl, gmp, snfs = rows.training_flops
-    assert dense == 1 and static == pytest.approx(
-        rows.inference_flops[1], abs=1e-6
-    )  # an MLP: every weight is used once an image
+    # an MLP: every weight is used once an image
+    assert dense == 1 and static == pytest.approx(rows.inference_flops[1], abs=1e-6)
     assert static < rigl < snfs < 1 and static < gmp < 1
     assert rows.inference_flops[1:].tolist() == pytest.approx([0.1] * 4, abs=1e-3)
 

@@ -2,14 +2,26 @@
 reader believe a number.
 """
 
-import copy, itertools, json, math, resource, subprocess, sys, time, warnings
+import copy
+import itertools
+import json
+import math
+import resource
+import subprocess
+import sys
+import time
+import warnings
+
 import numpy as np
-import pytest, torch
-from hypothesis import given, settings as budget, strategies as st
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import settings as budget
+from hypothesis import strategies as st
 from safetensors import safe_open
-from safetensors.torch import load_file, save, save_file
+from safetensors.torch import save, save_file
+
 from lth_companion.measures import storage
-from lth_companion.training.models import create
 from lth_companion.measures.storage import (
     FORMS,
     PARTS,
@@ -28,6 +40,7 @@ from lth_companion.measures.storage import (
 from lth_companion.methods.supermasks import Search, Supermask
 from lth_companion.tickets import Ticket, TicketError, generator, prunable
 from lth_companion.training.loop import Recipe
+from lth_companion.training.models import create
 
 SHAPES = {"lenet-300-100": (1, 11, 11), "conv-2": (1, 12, 12), "resnet-20": (3, 8, 8)}
 WIDTHS = {"lenet-300-100": 0.05, "conv-2": 0.125, "resnet-20": 0.25}
@@ -39,9 +52,8 @@ def network(name="lenet-300-100", dtype=torch.float32, last=False):
     model = create(name, SHAPES[name], 10, generator(0, "init"), width=WIDTHS[name]).to(dtype)
     model.eval()(torch.randn(4, *SHAPES[name], generator=generator(0, "x")).to(dtype))
     for n, b in model.named_buffers():
-        b.copy_(
-            torch.rand(b.shape, generator=generator(1, n)).to(b.dtype) + 0.5 if b.is_floating_point() else b + 7
-        )  # statistics that show if they are lost
+        # statistics that show if they are lost
+        b.copy_(torch.rand(b.shape, generator=generator(1, n)).to(b.dtype) + 0.5 if b.is_floating_point() else b + 7)
     for n, p in model.named_parameters():
         if n not in prunable(model):
             p.data += 0.1 * torch.randn(p.shape, generator=generator(0, n)).to(dtype)
@@ -84,8 +96,12 @@ def sentence(error):
 
 
 def reckoned(ticket, form, source=None):
-    word = lambda t: 8 * t.element_size()
-    need = lambda n: math.ceil(math.log2(n)) if n > 1 else 0
+    def word(t):
+        return 8 * t.element_size()
+
+    def need(n):
+        return math.ceil(math.log2(n)) if n > 1 else 0
+
     sizes, used = {"rest/" + n: t.numel() * word(t) for n, t in ticket.rest.items()}, {0}
     if form == "seed":
         sizes["seed"] = 64
@@ -246,7 +262,10 @@ def test_a_plain_file_is_what_it_was(tmp_path):
         "rest": json.dumps(list(t.rest)),
     }
     raw, old = t.save(tmp_path / "t").read_bytes(), save(tensors, meta)
-    head = lambda b: json.loads(b[8 : 8 + int.from_bytes(b[:8], "little")])
+
+    def head(b):
+        return json.loads(b[8 : 8 + int.from_bytes(b[:8], "little")])
+
     assert (
         head(raw) == head(old)
         and raw[len(raw) - payload(tmp_path / "t")[0] :] == old[len(old) - payload(tmp_path / "t")[0] :]
@@ -307,7 +326,10 @@ def test_without_changes_seed_and_masks_are_all():
 
 def test_the_bound_of_masks():
     t, _ = found(density=0.1)
-    H = lambda p: 0 if p in (0, 1) else -p * math.log2(p) - (1 - p) * math.log2(1 - p)
+
+    def H(p):
+        return 0 if p in (0, 1) else -p * math.log2(p) - (1 - p) * math.log2(1 - p)
+
     assert math.isclose(mask_bound(t), sum(m.numel() * H(float(m.mean())) for m in t.masks.values()), rel_tol=1e-6)
     assert mask_bound(found(density=1e-6)[0]) == mask_bound(found(density=1.0)[0]) == 0
 
@@ -330,7 +352,8 @@ def test_sources_that_tell_nothing(method):
     sentence(e)
     assert possible(t) == ("values", "distinct", "binary")
     t, work = found(density=0.5, method=method, weights="normal", change="hybrid")
-    source, (other, another) = Source.of(work), found("conv-2", density=0.5)
+    source, (_other, another) = Source.of(work), found("conv-2", density=0.5)
+    # constants are no Biprop of normal weights
     wrong = {
         "seed": Source(source.settings, 4, source.origin),
         "origin": Source(
@@ -339,7 +362,7 @@ def test_sources_that_tell_nothing(method):
         "network": Source.of(another),
         "none": None,
         "method": Source(Supermask(density=0.5, method="edge-popup", change="hybrid"), 3, source.origin),
-    }  # constants are no Biprop of normal weights
+    }
     for kind, s in wrong.items():
         assert "seed" not in possible(t, s), kind
         with pytest.raises(StorageError) as e:
@@ -594,7 +617,10 @@ def test_tensors_that_lie(tmp_path, form):
 def test_a_header_alone_stands_for_no_great_tensor(tmp_path, form):
     "A layer that keeps all and whose weights need no bits: a few hundred bytes may not ask for terabytes."
     settings = Supermask(density=1.0) if form == "seed" else None
-    layers = lambda n, many: [{"name": f"w{i}", "shape": [n], "dtype": "float32", "full": True} for i in range(many)]
+
+    def layers(n, many):
+        return [{"name": f"w{i}", "shape": [n], "dtype": "float32", "full": True} for i in range(many)]
+
     for n, many in ((2**39, 1), (2**24 + 1, 1), (2**20, 40)):
         header = {
             "form": form,

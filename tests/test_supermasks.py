@@ -2,14 +2,23 @@
 after a kill.
 """
 
-import collections, copy, itertools, math, os, signal, warnings
+import collections
+import copy
+import itertools
+import math
+import os
+import signal
+import warnings
 from fractions import Fraction
-import pytest, torch
-from hypothesis import given, settings as budget, strategies as st
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import settings as budget
+from hypothesis import strategies as st
 from torch.func import functional_call
-from lth_companion.training import data as datasets
+
 from lth_companion.methods import supermasks
-from lth_companion.training.models import create
 from lth_companion.methods.pruning import LayerCollapse
 from lth_companion.methods.supermasks import (
     Search,
@@ -24,14 +33,17 @@ from lth_companion.methods.supermasks import (
     top_scores,
 )
 from lth_companion.tickets import generator, prunable
+from lth_companion.training import data as datasets
 from lth_companion.training.loop import Recipe, evaluate
+from lth_companion.training.models import create
 
 SGD = Recipe(lr=0.1, momentum=0.9, weight_decay=1e-3, batch_size=8, max_epochs=1, patience=None)
+# one channel: strides of channels_last that say nothing
 SHAPES = {
     "lenet-300-100": (1, 12, 12),
     "conv-2": (1, 12, 12),
     "resnet-20": (3, 8, 8),
-}  # one channel: strides of channels_last that say nothing
+}
 WIDTHS = {"lenet-300-100": 0.1, "conv-2": 0.125, "resnet-20": 0.25}
 METHODS = ["edge-popup", "biprop"]
 
@@ -116,7 +128,9 @@ class Plain:
     "A search by autograd and SGD in loops, on contiguous copies."
 
     def __init__(self, model, frozen, first, density, method, recipe=SGD):
-        plain = lambda t: t.detach().clone(memory_format=torch.contiguous_format)
+        def plain(t):
+            return t.detach().clone(memory_format=torch.contiguous_format)
+
         self.model, self.method, self.density, self.recipe = (
             copy.deepcopy(model).to(memory_format=torch.contiguous_format),
             method,
@@ -296,7 +310,7 @@ def test_a_search_is_the_same_in_either_memory_format():
 @pytest.mark.parametrize("scaled", [False, True])
 def test_frozen_weights_have_the_variance_of_their_fan_in(weights, scaled):
     model = create("conv-2", (3, 16, 16), width=0.5)
-    for n, w in frozen_weights(model, Supermask(density=0.25, weights=weights, scaled=scaled), 3).items():
+    for _n, w in frozen_weights(model, Supermask(density=0.25, weights=weights, scaled=scaled), 3).items():
         sd = math.sqrt(2 / math.prod(w.shape[1:])) * (2 if scaled else 1)
         share = float((w > 0).double().mean())
         assert abs(share - 0.5) < 5 * 0.5 / math.sqrt(w.numel())
@@ -307,7 +321,7 @@ def test_frozen_weights_have_the_variance_of_their_fan_in(weights, scaled):
 
 
 def test_scores_start_uniform_with_both_signs():
-    for n, s in first_scores(create("conv-2", (3, 16, 16), width=0.5), 3).items():
+    for _n, s in first_scores(create("conv-2", (3, 16, 16), width=0.5), 3).items():
         bound = 1 / math.sqrt(math.prod(s.shape[1:]))  # Kaiming uniform with a = sqrt(5)
         assert s.abs().max() <= bound and abs(float(s.double().std()) / bound * math.sqrt(3) - 1) < 5 / math.sqrt(
             s.numel()
@@ -346,10 +360,11 @@ def test_recycling_is_the_copy_in_order(order, n, percent, source, seed):
     assert int((got != w).sum()) == k and set(got.tolist()) <= set(w.tolist()) and len(set(got.tolist())) == n - k
     before, after = w.tolist(), got.tolist()
     worst = sorted(range(n), key=lambda i: abs(float(s[i])))[:k]
+    # order-preserving
     assert all(
         float(s[before.index(after[i])].abs()) < float(s[before.index(after[j])].abs())
         for i, j in itertools.pairwise(worst)
-    )  # order-preserving
+    )
 
 
 @pytest.mark.parametrize("n", [1, 2, 3, 10, 20, 50, 97, 100, 200, 300, 1000, 2560, 65536, 1048576])
@@ -406,14 +421,12 @@ def test_recycling_within_a_search_touches_frozen_weights_alone(change, last):
             before[n].flatten().tolist(), s[n].abs().flatten().tolist(), k, "best" if change == "recycle" else change
         )
         assert w.flatten().tolist() == want and w.stride() == form[n]
-        assert (
-            int((w != before[n]).sum()) == k and not ((w != before[n]) & (masks[n] == 1)).any()
-        )  # .3 <= 1 - .2: only pruned places
+        # .3 <= 1 - .2: only pruned places
+        assert int((w != before[n]).sum()) == k and not ((w != before[n]) & (masks[n] == 1)).any()
         sources = set(w[w != before[n]].tolist())
         if change == "recycle":
-            assert (
-                set(before[n][masks[n] == 1].tolist()) <= sources
-            )  # .3 >= .2: all that are kept, and some pruned ones
+            # .3 >= .2: all that are kept, and some pruned ones
+            assert set(before[n][masks[n] == 1].tolist()) <= sources
         else:
             assert not set(before[n][masks[n] == 1].tolist()) & sources
     work.step(*images("conv-2", 4, last=last))  # goes on with the new ones
@@ -513,9 +526,8 @@ def test_iterand_all_mixes_kept_weights_with_the_gain(last):
     kept places.
     """
     before, after, masks, s, _ = drawn("iterand-all", "biprop", 0.5, 0.4, last=last)
-    flipped = {
-        n: -1 / v for n, v in s.items()
-    }  # the smallest become the largest; layers of even size, no ties at the middle
+    # the smallest become the largest; layers of even size, no ties at the middle
+    flipped = {n: -1 / v for n, v in s.items()}
     _, other, complement, _, _ = drawn("iterand", "edge-popup", 0.5, 0.4, given_scores=flipped, last=last)
     _, pruned_only, _, _, _ = drawn("iterand", "edge-popup", 0.5, 0.4, given_scores=s, last=last)
     for n, w in after.items():
@@ -778,9 +790,12 @@ def test_a_killed_search_goes_on_and_ends_bit_equal(name, tmp_path, killed):
 
 def test_a_damaged_checkpoint_is_begun_anew(tmp_path):
     path, short = tmp_path / "c", SGD.model_copy(update=dict(max_epochs=2, batch_size=16))
-    go = lambda: search(
-        network8(), small(32), short, Supermask(density=0.5, change="recycle", frequency=1), 3, checkpoint=path
-    )
+
+    def go():
+        return search(
+            network8(), small(32), short, Supermask(density=0.5, change="recycle", frequency=1), 3, checkpoint=path
+        )
+
     result, work = go()
     path.write_bytes(path.read_bytes()[:-100])
     with pytest.warns(UserWarning, match="starts anew"):
@@ -906,9 +921,8 @@ def test_a_layer_left_empty_is_warned_of_by_name(method):
             and str(density) in str(seen[0].message)
         )
         for t in range(3):
-            assert torch.isfinite(
-                work.step(*images("lenet-300-100", t))
-            )  # it still runs, and gives no NaN by a gain of 0 / 0
+            # it still runs, and gives no NaN by a gain of 0 / 0
+            assert torch.isfinite(work.step(*images("lenet-300-100", t)))
         assert not work.put()["fc3.weight"].any() and not network_weights(work)["fc3.weight"].any()
     with warnings.catch_warnings():
         warnings.simplefilter("error")

@@ -1,10 +1,13 @@
 "Tickets: what is saved comes back, what does not fit is refused in one sentence, what is damaged is never read."
 
-import pytest, torch
-from hypothesis import given, settings, strategies as st
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from torch import nn
-from lth_companion.training.models import MLP, create
+
 from lth_companion.tickets import Ticket, TicketError, check_masks, generator, prunable
+from lth_companion.training.models import MLP, create
 
 
 def random_ticket(seed, sizes=(7, 5, 3), density=0.4, dtype=torch.float32):

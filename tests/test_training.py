@@ -1,18 +1,21 @@
 """The options of a recipe that are for GPUs. Without one, a stand-in for `capture` runs the step where a graph
-would be replayed,
-so that everything around the graph (warm-up put back, rates, crops, uneven batches, watched steps, gradients) is
-tried here.
+would be replayed, so that everything around the graph (warm-up put back, rates, crops, uneven batches, watched
+steps, gradients) is tried here.
 """
 
-import functools, math
-import pytest, torch
+import functools
+import math
+
+import pytest
+import torch
 from apart import SLACK, as_near, farthest, swept
+
+from lth_companion.methods.dynamic import settings, sparse_train
+from lth_companion.tickets import Ticket, generator, prunable
 from lth_companion.training import loop as training
 from lth_companion.training.data import Data, load
-from lth_companion.methods.dynamic import DropGrow, settings, sparse_train
-from lth_companion.training.models import create
-from lth_companion.tickets import Ticket, generator, prunable
 from lth_companion.training.loop import Recipe, Stepper, evaluate, numerics, optimizer, train, training_batch
+from lth_companion.training.models import create
 
 
 def images(shape=(3, 32, 32), n=200, device="cpu"):
@@ -110,13 +113,13 @@ def test_a_replayed_step_is_the_eager_step(stand_in, fields):
         model = net("resnet-20", 0.25)
         results.append(train(model, data, r.model_copy(update={"graph": graph}), masks(model), save_at=(3, 5)))
     eager, graphed = results
-    close = lambda a, b: torch.allclose(
-        a, b, rtol=1e-4, atol=1e-6
-    )  # the rate is float32 in a graph, and a double beside it
+
+    def close(a, b):
+        return torch.allclose(a, b, rtol=1e-4, atol=1e-6)  # the rate is float32 in a graph, and a double beside it
+
     assert all(close(a, b) for a, b in zip(eager.ticket.weights.values(), graphed.ticket.weights.values()))
-    assert all(
-        close(eager.ticket.rest[n], graphed.ticket.rest[n]) for n in eager.ticket.rest
-    )  # running statistics: the warm-up left no trace
+    # running statistics: the warm-up left no trace
+    assert all(close(eager.ticket.rest[n], graphed.ticket.rest[n]) for n in eager.ticket.rest)
     assert all(close(eager.gradient[n], graphed.gradient[n]) for n in eager.gradient)
     assert all(
         close(eager.velocities[t][n], graphed.velocities[t][n]) for t in eager.velocities for n in eager.velocities[t]
@@ -126,10 +129,11 @@ def test_a_replayed_step_is_the_eager_step(stand_in, fields):
 
 
 def test_rates_that_are_exact_give_equal_bits(stand_in):
+    # floats of few bits: nothing is rounded
     data, r = (
         images(),
         recipe(lr=0.0625, gamma=0.5, momentum=0.5, weight_decay=0.0),
-    )  # floats of few bits: nothing is rounded
+    )
     results = [train(model := net(), data, r.model_copy(update={"graph": g}), masks(model)) for g in (False, True)]
     same(*results)
 
@@ -153,9 +157,8 @@ def test_graphs_and_masks_that_change(stand_in, method):
     for n, m in b.ticket.masks.items():
         assert (b.ticket.weights[n][m == 0] == 0).all()
     whole = 3 * 4
-    assert len(stand_in) == (
-        0 if method == "SNFS" else whole - sum(work.wants(t) and t % 4 != 0 for t in range(1, 17))
-    )  # SNFS reads every gradient
+    # SNFS reads every gradient
+    assert len(stand_in) == (0 if method == "SNFS" else whole - sum(work.wants(t) and t % 4 != 0 for t in range(1, 17)))
 
 
 def test_a_gradient_from_before_is_not_left_behind(stand_in):
@@ -243,7 +246,6 @@ def test_a_replayed_search_is_the_eager_search(stand_in, method, change, fields)
 
     data, settings = images(), Supermask(density=0.3, method=method, change=change, frequency=1, rate=0.2)
     r = recipe(**(dict(max_epochs=3, schedule="cosine", milestones=()) | fields))
-    seen = []
 
     def one(graph):
         model, masks = net("resnet-20", 0.25), []
@@ -257,15 +259,13 @@ def test_a_replayed_search_is_the_eager_search(stand_in, method, change, fields)
         return result, work, masks
 
     (a, one_work, one_masks), (b, two_work, two_masks) = one(False), one(True)
-    assert (
-        len(stand_in) >= 2 * 3 and one_work.step_number == two_work.step_number == int(two_work.clock) + 1 == 12
-    )  # the last batch of an epoch is uneven and eager
+    # the last batch of an epoch is uneven and eager
+    assert len(stand_in) >= 2 * 3 and one_work.step_number == two_work.step_number == int(two_work.clock) + 1 == 12
     assert b.losses == pytest.approx(a.losses, rel=1e-4)
     for x, y in zip(one_masks, two_masks):
         apart = sum(int((x[n] != y[n]).sum()) for n in x)
-        assert apart <= 2e-4 * sum(m.numel() for m in x.values()), (
-            apart
-        )  # here a rate of float32 stands beside a double; on a GPU both are float32
+        # here a rate of float32 stands beside a double; on a GPU both are float32
+        assert apart <= 2e-4 * sum(m.numel() for m in x.values()), apart
         assert {n: int(m.sum()) for n, m in x.items()} == {n: int(m.sum()) for n, m in y.items()}
 
 
@@ -300,6 +300,7 @@ def test_the_fixed_selection_is_the_selection(k):
 
 def test_a_graph_wants_its_images_on_its_own_side(stand_in):
     from types import SimpleNamespace
+
     from lth_companion.training.loop import check_graph
 
     model, data = net(), SimpleNamespace(train_y=torch.zeros(1, device="meta"))
@@ -309,8 +310,8 @@ def test_a_graph_wants_its_images_on_its_own_side(stand_in):
 
 
 def test_what_cannot_be_combined_is_refused():
-    from lth_companion.training.cohorts import train_cohort
     from lth_companion.methods.supermasks import Supermask, search
+    from lth_companion.training.cohorts import train_cohort
 
     data = images((1, 28, 28))
     ticket = Ticket.of(create("lenet-300-100"))
@@ -333,9 +334,8 @@ def test_bf16_is_near_and_keeps_float32_weights():
 
 def test_compiled_steps_are_near(monkeypatch):
     calls, real = [], torch.compile
-    monkeypatch.setattr(
-        torch, "compile", lambda model, **k: calls.append(k) or real(model, backend="aot_eager", **k)
-    )  # the compiler's own speed is not tried here
+    # the compiler's own speed is not tried here
+    monkeypatch.setattr(torch, "compile", lambda model, **k: calls.append(k) or real(model, backend="aot_eager", **k))
     data = images()
     plain, fast = (train(m := net(), data, recipe(compile=c), masks(m)) for c in (False, True))
     assert calls == [dict(dynamic=False)] and torch.allclose(
@@ -346,12 +346,16 @@ def test_compiled_steps_are_near(monkeypatch):
 def test_switches_are_put_back(monkeypatch):
     "What `numerics` sets on a GPU is as it was afterwards; the switches exist on every build of torch."
     monkeypatch.setattr(training, "check_device", lambda *a: None)
-    switches = lambda: (torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32)
+
+    def switches():
+        return (torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32)
+
     found = switches()  # another test may have set them
+    # torch's own defaults
     before = torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32 = (
         True,
         False,
-    )  # torch's own defaults
+    )
     for precision, want in (("float32", False), ("tf32", True), ("bf16", False)):
         with pytest.raises(ZeroDivisionError):
             with numerics(Recipe(precision=precision), "cuda"):
@@ -408,13 +412,11 @@ def test_a_gpu_rounds_as_a_cpu_does(name, width, options):
     reference, own = truth(name, width)
     model = net(name, width)
     m = masks(model)
-    gpu = train(
-        model.cuda(), images(n=640, device="cuda"), FORTY_STEPS.model_copy(update=options), m
-    )  # masks from the CPU
+    # masks from the CPU
+    gpu = train(model.cuda(), images(n=640, device="cuda"), FORTY_STEPS.model_copy(update=options), m)
     longest = max(w[0].numel() for w in prunable(model).values())
-    as_near(
-        gpu.losses, reference, own, floor=longest**0.5 * torch.finfo(torch.float32).eps * reference[0]
-    )  # the rounding of one sum: sqrt(n) units of the last place
+    # the rounding of one sum: sqrt(n) units of the last place
+    as_near(gpu.losses, reference, own, floor=longest**0.5 * torch.finfo(torch.float32).eps * reference[0])
     for n, t in gpu.ticket.masks.items():
         assert torch.equal(t.cpu(), m[n]) and (gpu.ticket.weights[n][t == 0] == 0).all()
 
@@ -444,8 +446,8 @@ def test_one_graph_after_another():
 @pytest.mark.gpu
 def test_processes_side_by_side_give_what_one_gives(tmp_path):
     "Four workers on one GPU, graphs in each; under MPS if it runs."
-    from lth_companion.papers.granet import SparseTrial
     from lth_companion.methods.dynamic import settings as method
+    from lth_companion.papers.granet import SparseTrial
 
     r = recipe(graph=True, memory_format="channels_last", batch_size=128, max_epochs=4, milestones=(2,))
     trials = [
@@ -490,8 +492,8 @@ def test_every_option_learns_on_a_gpu(fields):
 @pytest.mark.parametrize("name", ["conv-2", "resnet-20"])
 @pytest.mark.parametrize("method", ["Edge-Popup", "EP+Recycle", "Biprop", "Biprop+IteRand, authors", "EP+hybrid"])
 def test_a_graphed_search_is_the_eager_search_to_the_bit(name, method):
-    from lth_companion.papers.weight_recycling import settings_of
     from lth_companion.methods.supermasks import search
+    from lth_companion.papers.weight_recycling import settings_of
 
     data = images(n=320, device="cuda")
 

@@ -1,14 +1,28 @@
 """Chapter trials: identity, store, packs and sweeps, with real worker processes, real kills and real damage."""
 
-import concurrent.futures, lzma, math, multiprocessing, os, pathlib, random, signal, subprocess, sys, textwrap, time, warnings
+import concurrent.futures
+import lzma
+import math
+import multiprocessing
+import os
+import pathlib
+import random
+import signal
+import subprocess
+import sys
+import textwrap
+import time
+import warnings
 
 import numpy as np
 import pytest
 from pydantic import BaseModel
 
-from lth_companion.lab import store as T_store, sweeps as T_sweeps, trials as T
-from lth_companion.lab.sweeps import Idle, run
+from lth_companion.lab import store as T_store
+from lth_companion.lab import sweeps as T_sweeps
+from lth_companion.lab import trials as T
 from lth_companion.lab.store import Store, StoreError
+from lth_companion.lab.sweeps import Idle, run
 from lth_companion.lab.trials import Trial
 
 HERE = pathlib.Path(__file__).parent
@@ -139,6 +153,7 @@ def sweep(folder, store, count=30, seconds=0.05, workers=2, **options):
     """
     script = folder / "script.py"
     script.write_text(textwrap.dedent(code))
+    # also where pytest runs in the background
     return subprocess.Popen(
         [sys.executable, str(script)],
         stdout=subprocess.PIPE,
@@ -146,7 +161,7 @@ def sweep(folder, store, count=30, seconds=0.05, workers=2, **options):
         text=True,
         cwd=HERE.parent,
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
-    )  # also where pytest runs in the background
+    )
 
 
 def until(condition, seconds=60):
@@ -679,7 +694,7 @@ def test_ctrl_c_at_random_moments(tmp_path):
         hold(tmp_path, 99)
         process = sweep(tmp_path, tmp_path / "s", count=100, seconds=0.05)
         before = len(Store(tmp_path / "s").hashes())
-        until(lambda: len(Store(tmp_path / "s").hashes()) > before)
+        until(lambda before=before: len(Store(tmp_path / "s").hashes()) > before)
         time.sleep(generator.uniform(0, 0.3))
         process.send_signal(signal.SIGINT)
         release(tmp_path)
@@ -890,9 +905,8 @@ def test_small_groups_share_a_call(tmp_path):
     )
     assert many.calls[:3] == [[1]] * 3 and one.calls == [[1]] * 63  # the dear ones go alone
     sizes = [len(c) for c in many.calls]
-    assert sum(sizes) == 63 and max(sizes) == 15 and sizes[-4:] == [1] * 4 and len(sizes) < 25, (
-        sizes
-    )  # few calls, small at the end
+    # few calls, small at the end
+    assert sum(sizes) == 63 and max(sizes) == 15 and sizes[-4:] == [1] * 4 and len(sizes) < 25, sizes
     dearer = Caller(0.05)
     quiet([Idle(number=n, seconds=0.009) for n in range(60)], tmp_path / "c", executor=dearer)
     assert max(map(len, dearer.calls)) == 5  # at most what a call is worth
@@ -939,9 +953,8 @@ def test_a_worker_has_its_next_group_in_hand_where_groups_are_short(tmp_path):
             tmp_path,
             executor=pool,
         )
-    assert max(pool.open[:3]) <= 2 and max(pool.open) == 4, (
-        pool.open
-    )  # none waits behind the long one, which comes first
+    # none waits behind the long one, which comes first
+    assert max(pool.open[:3]) <= 2 and max(pool.open) == 4, pool.open
     Early.ahead = 0
     try:
         with Early() as pool:

@@ -2,28 +2,48 @@
 memory or time than its size explains.
 """
 
-import ast, faulthandler, gzip, io, json, lzma, os, pickle, re, resource, signal, subprocess, sys, tarfile, time, zipfile
+import ast
+import faulthandler
+import gzip
+import io
+import json
+import lzma
+import os
+import pickle
+import re
+import resource
+import signal
+import subprocess
+import sys
+import tarfile
+import time
+import zipfile
 from pathlib import Path
+
 import numpy as np
 import pytest
 import safetensors.torch
 import torch
-from lth_companion.lab import claims, clusters, reproduce, store as trials_store, sweeps as trials_sweeps
-from lth_companion.training import data, loop as training
-from lth_companion.papers import granet_imagenet as imagenet
-from lth_companion.measures import storage
+
+from lth_companion.lab import claims, clusters, reproduce
+from lth_companion.lab import store as trials_store
+from lth_companion.lab import sweeps as trials_sweeps
 from lth_companion.lab.claims import ClaimError
 from lth_companion.lab.clusters import ClusterError
-from lth_companion.training.data import DataError
-from lth_companion.training.models import create
 from lth_companion.lab.reproduce import ReproduceError
+from lth_companion.lab.store import Store, StoreError, read_pack, seal, unseal, write_pack
+from lth_companion.lab.sweeps import Idle
+from lth_companion.lab.trials import dumps
+from lth_companion.measures import storage
 from lth_companion.methods.scorers import ScoreError
 from lth_companion.methods.stacking import Method, check_init, scorer
 from lth_companion.methods.supermasks import Supermask
+from lth_companion.papers import granet_imagenet as imagenet
 from lth_companion.tickets import Ticket, TicketError, generator, prunable
-from lth_companion.lab.sweeps import Idle
-from lth_companion.lab.store import Store, StoreError, read_pack, seal, unseal, write_pack
-from lth_companion.lab.trials import dumps
+from lth_companion.training import data
+from lth_companion.training import loop as training
+from lth_companion.training.data import DataError
+from lth_companion.training.models import create
 
 ROOT = Path(__file__).parent.parent
 
@@ -118,12 +138,13 @@ def test_what_is_imported_by_name_is_not_named_by_a_file():
         for n in ast.walk(ast.parse(p.read_text()))
         if isinstance(n, ast.Call) and ast.unparse(n.func).endswith("import_module")
     }
+    # the last: a table of constants
     assert found == {
         ("tickets", "_FORMS"),
         ("scorers", "name"),
         ("trials", "module"),
         ("__init__", "f'{__name__}.{_WHERE[name]}'"),
-    }  # the last: a table of constants
+    }
 
 
 def cell_sources(path):
@@ -310,13 +331,14 @@ READERS = {
     "provenance": (a_provenance, ReproduceError),
     "measurement": (a_measurement, (ClaimError, ReproduceError)),
 }
+# no settings; no claims; no tensors
 FITS = {
     ("cluster", "empty"),
     ("cluster", "null"),
     ("ledger", "empty"),
     ("explorations", "empty"),
     ("payload", "safetensors of nothing"),
-}  # no settings; no claims; no tensors
+}
 
 
 @pytest.mark.filterwarnings("error")
@@ -463,9 +485,8 @@ def test_a_pack_that_is_a_bomb(end, tmp_path, monkeypatch):
     monkeypatch.setattr(trials_store, "LARGEST", 1 << 27)
     path = bomb(tmp_path / f"p.{end}")
     assert path.stat().st_size < 15_000_000
-    text = within(
-        lambda: read_pack(path), memory=5 * trials_store.LARGEST // 2
-    )  # growing, a bytearray may be there twice
+    # growing, a bytearray may be there twice
+    text = within(lambda: read_pack(path), memory=5 * trials_store.LARGEST // 2)
     assert (
         text.startswith("StoreError: ") and "unpacks to more than" in text and "remove it" in text and "\n" not in text
     )
@@ -483,9 +504,8 @@ def test_no_pack_is_written_that_is_not_read(tmp_path, monkeypatch):
 
 @pytest.mark.filterwarnings("ignore:The pack")
 def test_an_xz_header_that_asks_for_4_gb(tmp_path):
-    (tmp_path / "p.xz").write_bytes(
-        b"\x5d\xff\xff\xff\xff" + b"\xff" * 8 + bytes(100)
-    )  # the old format, its dictionary 4 GB
+    # the old format, its dictionary 4 GB
+    (tmp_path / "p.xz").write_bytes(b"\x5d\xff\xff\xff\xff" + b"\xff" * 8 + bytes(100))
     text = within(lambda: read_pack(tmp_path / "p.xz"))
     assert text == "{}"
 
@@ -584,8 +604,8 @@ def test_a_seed_that_draws_for_days(tmp_path):
 
 
 def test_a_search_of_too_many_draws_is_not_written_as_a_seed(monkeypatch):
-    from lth_companion.methods.supermasks import Search
     from lth_companion.measures.storage import Source, StorageError, pack, possible
+    from lth_companion.methods.supermasks import Search
 
     work = Search(network(), Supermask(density=0.5), training.Recipe(), 3, 5)
     ticket = Ticket.of(work.model, work.put())
@@ -1098,9 +1118,9 @@ def test_types_are_read_as_they_were(tmp_path):
         "b: list[float] = [1.5]": list[float],
         "c: Literal['x', 1, -1] = 'x'": typing.Literal["x", 1, -1],
         "d: dict[str, list[int]] = {}": dict[str, list[int]],
-        "e: Optional[tuple[int, ...]] = None": typing.Optional[tuple[int, ...]],
+        "e: Optional[tuple[int, ...]] = None": typing.Optional[tuple[int, ...]],  # noqa: UP045
         "f: 'int' = 1": int,
-        "g: Union[int, str] = 1": typing.Union[int, str],
+        "g: Union[int, str] = 1": typing.Union[int, str],  # noqa: UP007
         "h: None = None": None,
         "i: tuple[()] = ()": tuple[()],
         "j: list = []": list,
@@ -1144,7 +1164,7 @@ def test_a_value_that_is_code_stays_text(value, tmp_path, monkeypatch):
         "p", "n", notebook(tmp_path / "n.ipynb", "n: int = 1\nmany: list[int] = []\nword: str = ''")
     )
     for name in ("n", "many")[: 1 if value[0] == "(" else 2]:  # empty brackets are an empty list
-        text = within(lambda: reproduce.read_params([f"{name}={value}"], [entry]), seconds=20)
+        text = within(lambda name=name: reproduce.read_params([f"{name}={value}"], [entry]), seconds=20)
         assert text.startswith("ReproduceError") and "\n" not in text, text[:300]
     assert reproduce.read_params([f"word={value}"], [entry])["p/n"]["word"] == value
     assert not (tmp_path / "PWNED").exists()
@@ -1194,9 +1214,8 @@ def test_fuzz_in_short(tmp_path):
     )
     assert done.returncode == 0, done.stdout + done.stderr
     rows = [line.split(",") for line in table.read_text().splitlines()]
-    assert len(rows) == 10 and all(
-        row[1] == "1000" and int(row[2]) > 20 and int(row[3]) > 20 for row in rows[1:]
-    )  # each target accepts some and refuses some
+    # each target accepts some and refuses some
+    assert len(rows) == 10 and all(row[1] == "1000" and int(row[2]) > 20 and int(row[3]) > 20 for row in rows[1:])
 
 
 def test_the_fuzzer_counts_what_goes_wrong(monkeypatch, capfd):

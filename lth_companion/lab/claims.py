@@ -50,10 +50,10 @@ from typing import Annotated, Literal
 
 import numpy as np
 import pandas as pd
-from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, ValidationError, field_validator, model_validator
+from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, ValidationError, model_validator
 from scipy import optimize, stats
 
-from .reported import _nearest, welch
+from .reported import _nearest
 
 # %% ../../nbs/lab/06_claims.ipynb #a051e734
 MIN_SEEDS = 6  # 2 / 2**6 = 0.031: the first n at which a two-sided sign-flip p can fall below 0.05
@@ -78,8 +78,7 @@ def sign_flip(differences, flips=10**6, seed=0):
     """Two-sided sign-flip p of paired differences: (p, exact).
 
     Exact for up to 40 differences; beyond, `flips` random patterns of a seeded generator and p = (1 + hits) / (1 +
-    flips).
-    Raises ValueError without differences. Source: Fisher, The Design of Experiments (1935), section 21.
+    flips). Raises ValueError without differences. Source: Fisher, The Design of Experiments (1935), section 21.
     """
     d = np.asarray(differences, dtype=float)
     if len(d) == 0:
@@ -266,8 +265,7 @@ def shrink(estimates, variances):
     the distance to the mean).
 
     Variances are those of the estimates (sd^2 / n), pooled over rows where n is small. Needs four rows or more
-    (ValueError).
-    Sources: Morris, JASA 78 (1983) 47; Paule and Mandel, J. Res. NBS 87 (1982) 377.
+    (ValueError). Sources: Morris, JASA 78 (1983) 47; Paule and Mandel, J. Res. NBS 87 (1982) 377.
     """
     x, v = np.asarray(estimates, dtype=float), np.asarray(variances, dtype=float)
     k = len(x)
@@ -470,7 +468,10 @@ def distance(claim, data, tier=""):
     """
     if not data:
         return "smaller" if tier == "smoke" else "same"
-    plain = lambda text: re.sub(r"[^a-z0-9]", "", text.lower())
+
+    def plain(text):
+        return re.sub(r"[^a-z0-9]", "", text.lower())
+
     network, _, images = data.partition(" on ")
     own = plain(network.partition(" at width ")[0]) == plain(claim.model) and re.search(
         rf"\b{re.escape(claim.data)}(-jpeg)?( images)?$", images.lower()
@@ -609,9 +610,8 @@ def _decide(claim, found, m, p):
             return None
         if found.mean + m <= 0:
             return "contradicted"
-        return (
-            "reproduced" if found.mean >= 0 else "equivalent within m" if _within(found, m) else None
-        )  # not worse by more than m, and yet on the wrong side of 0
+        # not worse by more than m, and yet on the wrong side of 0
+        return "reproduced" if found.mean >= 0 else "equivalent within m" if _within(found, m) else None
     if claim.direction == "=":
         return "reproduced" if _within(found, m) else None if p >= 0.05 else "contradicted"
     if p < 0.05 and not found.low <= 0 <= found.high:

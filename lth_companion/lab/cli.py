@@ -44,14 +44,14 @@ import os
 import tempfile
 import time
 from pathlib import Path
-from typing import Annotated, Optional
+from typing import Annotated
 
 try:
     import typer
 except ImportError as e:
-    raise SystemExit(f"lth: {e.name} is not installed: {INSTALL}")
+    raise SystemExit(f"lth: {e.name} is not installed: {INSTALL}") from None
+
 from lth_companion.lab.reproduce import (
-    TIERS,
     ReproduceError,
     Settings,
     catalogue,
@@ -60,8 +60,6 @@ from lth_companion.lab.reproduce import (
     execute,
     figures_folder,
     find_root,
-    inspect,
-    pack_path,
     read_params,
     report_lines,
     report_page,
@@ -214,7 +212,10 @@ def list_(repo: Repo = ""):
     load_plugins()
     scorers = [(name, f"version {SCORERS[name].version}", _origin(SCORERS[name])) for name in SCORERS]
     entries = catalogue(find_root(repo)) if repo or _in_clone() else None
-    minutes = lambda e: ", ".join(f"{t} {e.minutes[t]:g} min" if t in e.minutes else t for t in e.tiers)
+
+    def minutes(e):
+        return ", ".join(f"{t} {e.minutes[t]:g} min" if t in e.minutes else t for t in e.tiers)
+
     show_table(
         "Notebooks: lth run PAPER/NOTEBOOK --tier TIER",
         ("notebook", "regenerates", "tiers and minutes", "title"),
@@ -241,7 +242,7 @@ def _origin(scorer):
 @app.command()
 def run(
     what: Annotated[
-        Optional[list[str]],
+        list[str] | None,
         typer.Argument(
             metavar="[PAPER[/NOTEBOOK] ...]", help="Names or unique prefixes; all papers if none.", show_default=False
         ),
@@ -253,7 +254,7 @@ def run(
         str, typer.Option(help="auto, cpu or cuda; auto is the CPU at tiers smoke and laptop, the GPU at tier gpu.")
     ] = "auto",
     workers: Annotated[
-        Optional[int],
+        int | None,
         typer.Option(
             metavar="N",
             min=1,
@@ -262,7 +263,7 @@ def run(
         ),
     ] = None,
     param: Annotated[
-        Optional[list[str]],
+        list[str] | None,
         typer.Option(
             "-p", metavar="NAME=VALUE", help="A parameter of the notebooks; may be repeated.", show_default=False
         ),
@@ -425,9 +426,8 @@ def run_all(entries, settings, given) -> bool:
     for hint in list(dict.fromkeys(o.hint for o in outcomes if o.hint))[:1]:
         complain(hint)
     if settings.dry_run and not failed:
-        print(
-            f"total\t{reproduce._plan_text([s for o in outcomes for s in o.plan])}"
-        )  # trials that notebooks share count once
+        # trials that notebooks share count once
+        print(f"total\t{reproduce._plan_text([s for o in outcomes for s in o.plan])}")
     for outcome in outcomes:
         for line in outcome.failures:
             complain(f"{outcome.entry.label}: {line}")
@@ -691,7 +691,10 @@ def trials_status(repo: Repo = ""):
             [_running(r) for r in running],
             kind="running",
         )
-    folder = lambda name: sum(f.is_file() and not f.name.startswith(".") for f in _entries(store.root / name))
+
+    def folder(name):
+        return sum(f.is_file() and not f.name.startswith(".") for f in _entries(store.root / name))
+
     rows = [
         ("finished", len(store.hashes()), store.root / "results"),
         ("failed", folder("failed"), store.root / "failed"),
@@ -769,7 +772,7 @@ def trials_show(
 def trials_export(
     file: Annotated[Path, typer.Argument(metavar="FILE", help="Ends in .jsonl.xz or .jsonl.gz.")],
     hashes: Annotated[
-        Optional[list[str]],
+        list[str] | None,
         typer.Argument(
             metavar="[HASH ...]", help="Beginnings of hashes; all finished trials if none.", show_default=False
         ),
@@ -809,7 +812,10 @@ def trials_clean(
         raise ReproduceError("nothing was removed: answer y, or give --yes")
     folders = ["damaged", "failed"] + (["results", "memo", "notebooks"] if everything else [])
     doomed = [p for f in folders for p in (store.root / f).rglob("*") if p.is_file()]
-    old = lambda p: time.time() - p.stat().st_mtime > 3600  # a younger one may be being written
+
+    def old(p):
+        return time.time() - p.stat().st_mtime > 3600  # a younger one may be being written
+
     doomed += [p for pattern in (".*.tmp", "*.part") for p in store.root.rglob(pattern) if old(p)]
     for path in doomed:
         path.unlink(missing_ok=True)
@@ -875,7 +881,10 @@ def _check_packages(repo):
     for need in wanted:
         with contextlib.suppress(PackageNotFoundError):
             have[need.name] = version(need.name)
-    fits = lambda r: r.name not in have or r.specifier.contains(have[r.name], prereleases=True)
+
+    def fits(r):
+        return r.name not in have or r.specifier.contains(have[r.name], prereleases=True)
+
     for need in wanted:
         if need.name not in have:
             rows.append(("wrong", need.name, f"is not installed: {INSTALL}"))

@@ -85,9 +85,9 @@ PASSED_ON = ("LTH_DATA", "LTH_CACHE", "LTH_PLUGINS")
 def _settle_process():
     "One thread, and freed memory is kept, in a process that is running already."
     os.environ.update(ONE_THREAD)
-    import ctypes  # the latter comes with scikit-learn
+    import ctypes
 
-    import threadpoolctl
+    import threadpoolctl  # the latter comes with scikit-learn
 
     threadpoolctl.threadpool_limits(1)
     with contextlib.suppress(OSError, AttributeError):  # no glibc
@@ -98,9 +98,8 @@ def _settle_process():
 def worker_environment(extra=None) -> dict:
     "What the processes of a cluster that we start find in their environment; `extra` comes on top."
     passed = {k: os.environ[k] for k in PASSED_ON if os.environ.get(k)}
-    path = os.pathsep.join(
-        filter(None, (str(LIBRARY.parent), os.environ.get("PYTHONPATH")))
-    )  # our library, whatever lies in the current folder
+    # our library, whatever lies in the current folder
+    path = os.pathsep.join(filter(None, (str(LIBRARY.parent), os.environ.get("PYTHONPATH"))))
     return (
         ONE_THREAD
         | KEEP_MEMORY
@@ -149,9 +148,8 @@ def admit(token: str, wanted: dict, probe: str, device: str, folders: dict) -> d
     problem = _other_code(wanted) or _no_store(probe, token) or (_no_gpu() if device == "cuda" else "")
     if not problem:
         _admitted.add(token)
-    stale = (
-        facts() != wanted == facts.__wrapped__()
-    )  # the files have changed since this process looked, and are the right ones now
+    # the files have changed since this process looked, and are the right ones now
+    stale = facts() != wanted == facts.__wrapped__()
     return {"host": platform.node(), "pid": os.getpid(), "problem": problem, "stale": stale}
 
 
@@ -211,8 +209,7 @@ class Cluster(Executor):
     """The workers of a Dask cluster, each at one call at a time; made by `connect`.
 
     A call whose worker dies ends with WorkerLost, all calls end with ClusterError when the scheduler is gone or no
-    worker
-    has been there for `patience` seconds. `say` gets a sentence about each worker that is refused.
+    worker has been there for `patience` seconds. `say` gets a sentence about each worker that is refused.
     """
 
     # seconds of work below which a sweep puts groups together (chapter sweeps): a call costs some 10 ms, a message to
@@ -224,12 +221,13 @@ class Cluster(Executor):
         self.client, self.address, self.device, self.patience = client, client.scheduler.address, device, patience
         self.say = say or (lambda line: print(line, file=sys.stderr, flush=True))
         self.token, self.probe = uuid.uuid4().hex, Path(root).absolute() / f".{uuid.uuid4().hex}.tmp"
+        # by address: host, calls it may hold, [(future, task)] that it holds
         self.hosts, self.room, self.hands, self.waiting = (
             {},
             {},
             {},
             deque(),
-        )  # by address: host, calls it may hold, [(future, task)] that it holds
+        )
         self.refused = {}
         self.error, self.lock, self.closed, self.seen = "", threading.RLock(), threading.Event(), time.monotonic()
         self.watcher = threading.Thread(target=self._watch, daemon=True)
@@ -312,9 +310,8 @@ async def _settle(self, address, future, task):
         hand = self.hands.get(address, [])
         if not (mine := [held for held in hand if held[1] is task]):
             return  # it was lost, or given up
-        replaced = (
-            isinstance(error, WorkerLost) or type(error).__name__ == "KilledWorker"
-        )  # if it is there, it is another process, to be admitted
+        # if it is there, it is another process, to be admitted
+        replaced = isinstance(error, WorkerLost) or type(error).__name__ == "KilledWorker"
         if not replaced:
             hand.remove(mine[0])
     if replaced:
@@ -494,9 +491,8 @@ def _give_up(self, tasks: dict):
         return
     with contextlib.suppress(Exception):
         doing = self.client.processing(list(tasks))
-        ours = [
-            a for a, mine in tasks.items() if set(doing.get(a, ())) <= {t.key for t in mine}
-        ]  # ours may still be on their way there
+        # ours may still be on their way there
+        ours = [a for a, mine in tasks.items() if set(doing.get(a, ())) <= {t.key for t in mine}]
         self.client.cancel(sum(tasks.values(), []), force=True)
         if ours:
             self.client.restart_workers(ours, timeout=5, raise_for_error=False)
@@ -690,7 +686,7 @@ class Started:
         if not self.processes or any(p.poll() is None for p in self.processes):
             return
         self.log.seek(0)
-        lines = [l.strip() for l in self.log if l.strip()]
+        lines = [line.strip() for line in self.log if line.strip()]
         raise ClusterError(
             f"No worker could be started ({(lines or ['no message'])[-1][:300]}): mend the configuration of the cluster"
         )
@@ -832,9 +828,8 @@ def _client(address):
             (host, port), timeout=ANSWER
         ) as s:  # refused at once, where Dask would go on trying
             if not tls and not s.recv(1):
-                raise ConnectionError(
-                    "it says nothing"
-                )  # Dask speaks first; for one who does not, its client would wait for ever
+                # Dask speaks first; for one who does not, its client would wait for ever
+                raise ConnectionError("it says nothing")
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of versions that differ: admission compares those that matter
             client = distributed.Client(address, timeout=10, set_as_default=False, asynchronous=False)

@@ -273,9 +273,8 @@ def accuracy_vs_density(
     given = looks(names)
     for k, name in enumerate(names):
         rows = df[(df[by] == name) & df[value].notna()]
-        nudge = min(1.03, 1.2 ** (1 / len(names))) ** (
-            k - (len(names) - 1) / 2
-        )  # so that intervals do not hide one another
+        # so that intervals do not hide one another
+        nudge = min(1.03, 1.2 ** (1 / len(names))) ** (k - (len(names) - 1) / 2)
         points = [(d * nudge, *interval(g[value])) for d, g in rows.groupby("density")]
         if points:
             x, y, half = map(np.array, zip(*points))
@@ -354,10 +353,9 @@ def heatmap(
     averaged.
 
     `cls` names a column of equality classes: cells of one class share a letter and an outline. With `centre` the
-    colours diverge from it.
-    `mark` names a column of text put after the number ("*").
-    `order` (list, or two lists for rows and columns) fixes the axes. `colorbar=False` leaves it out, for panels
-    that share one. Raises ValueError for a missing column or an empty table.
+    colours diverge from it. `mark` names a column of text put after the number ("*"). `order` (list, or two lists
+    for rows and columns) fixes the axes. `colorbar=False` leaves it out, for panels that share one. Raises
+    ValueError for a missing column or an empty table.
     """
     _need(df, row, column, value, *[name for name in (cls, mark) if name])
     if df.empty:

@@ -91,8 +91,7 @@ def reported(paper, table=None):
     """A paper's reported numbers as a DataFrame, one row a printed value.
 
     `accuracy` and `sd` are in percent (points), `density` is the fraction kept, `n` the number of runs (NaN: not
-    stated).
-    `table` chooses among several (first by default). Raises `ReportedError` for an unknown paper or table.
+    stated). `table` chooses among several (first by default). Raises `ReportedError` for an unknown paper or table.
     Sources: see `papers/*.md`; for the thesis, `figures/full_reference_table.tex` of urbanlutz/BAIT.
     """
     with _file(paper, table).open() as file:
@@ -191,9 +190,8 @@ def beside(measured, paper, on, table=None, level=0.95):
     difference, low, high.
 
     difference is measured minus reported, low and high its Welch interval (NaN where a side states no sd or has one
-    run).
-    Every measured row is kept; a row the paper does not report has NaN. Raises `ReportedError` when `on` does not
-    single out a reported row.
+    run). Every measured row is kept; a row the paper does not report has NaN. Raises `ReportedError` when `on` does
+    not single out a reported row.
     """
     on = list(on)
     theirs = reported(paper, table)

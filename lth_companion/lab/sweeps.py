@@ -119,8 +119,7 @@ def _environment() -> dict:
 # %% ../../nbs/lab/03_sweeps.ipynb #b1db4384
 class Interrupts:
     """While entered, in the main thread, Ctrl-C raises KeyboardInterrupt only inside `allowed` and at `check`; a
-    second one, anywhere.
-    Elsewhere (other threads, or where another handler is installed) it changes nothing.
+    second one, anywhere. Elsewhere (other threads, or where another handler is installed) it changes nothing.
     """
 
     pending = allowing = False
@@ -157,7 +156,7 @@ class Interrupts:
             self.allowing = False
 
 
-_interrupts = contextvars.ContextVar("interrupts of the present run", default=Interrupts())
+_interrupts = contextvars.ContextVar("interrupts of the present run", default=Interrupts())  # noqa: B039 (shared on purpose)
 
 
 # %% ../../nbs/lab/03_sweeps.ipynb #494650d8
@@ -374,8 +373,7 @@ def progress_text(now: dict) -> str:
 
 def time_left(waiting: float, flying, workers=1, paid=0.0, spent=0.0) -> float:
     """Seconds until a sweep ends, by costs (estimated core-seconds): of groups that wait, of those in flight as
-    (seconds so far,
-    cost), and of those that ended (`paid`), which took `spent` seconds.
+    (seconds so far, cost), and of those that ended (`paid`), which took `spent` seconds.
     """
     rate = spent / paid if paid else 1.0
     late = [(had, cost) for had, cost in flying if had > rate * cost]  # tells as much as if it ended now
@@ -540,9 +538,8 @@ def announced(store: Store, label: str):
 
 def sweeps(store: Store) -> list[dict]:
     """The sweeps that run on `store` now, oldest first: what `Progress.record` says, with label, pid, host, since
-    and date (Unix times).
-    The file of one whose process is gone is removed. (Where there are no locks, one that was silent for a minute
-    counts as gone.)
+    and date (Unix times). The file of one whose process is gone is removed. (Where there are no locks, one that was
+    silent for a minute counts as gone.)
     """
     found = []
     for path in sorted((store.root / "sweeps").glob("*.json")):
@@ -807,14 +804,12 @@ def run(
     """Run the trials that have no result yet; one row a trial in the order asked (see `table`), duplicates included.
 
     store: a Store or its folder (default: LTH_RUNS). workers: processes of one thread each; 1 runs in this process.
-    executor: any `concurrent.futures.Executor` in place of own workers, for example a cluster's (`clusters.connect`).
-    force: run all, whatever is stored. progress: "bar", "plain", "silent"; None chooses. on_done(trial, result) is
-    called
-    here after each new result is stored. label: the name of this sweep in `lth trials status`. on_progress(record)
-    is called
-    about twice a second, in another thread, with what `Progress.record` gives. The column `failed` holds None or
-    why a trial has no result; failed trials are
-    not stored, so the next call tries them again. `attrs` of the table: distinct, cached, ran, failed, seconds (wall),
+    executor: any `concurrent.futures.Executor` in place of own workers, for example a cluster's
+    (`clusters.connect`). force: run all, whatever is stored. progress: "bar", "plain", "silent"; None chooses.
+    on_done(trial, result) is called here after each new result is stored. label: the name of this sweep in `lth
+    trials status`. on_progress(record) is called about twice a second, in another thread, with what
+    `Progress.record` gives. The column `failed` holds None or why a trial has no result; failed trials are not
+    stored, so the next call tries them again. `attrs` of the table: distinct, cached, ran, failed, seconds (wall),
     core_seconds, failures {hash: reason}. Raises StoreError if results cannot be written; KeyboardInterrupt, when
     interrupted, and ClusterError, when a cluster is lost, after storing everything that has ended.
     """
@@ -829,9 +824,8 @@ def run(
             raise RuntimeError(CANNOT_START)  # a worker about to start runs the script that calls us
         store.check_writable()
         pool = executor or (Workers(workers) if workers > 1 else InProcess())
-        waiting = sorted(
-            groups(todo, places(pool, workers)), key=lambda g: bool(_local(g[0]))
-        )  # what must run here comes last
+        # what must run here comes last
+        waiting = sorted(groups(todo, places(pool, workers)), key=lambda g: bool(_local(g[0])))
         with (
             Interrupts(),
             announced(store, label or pathlib.Path(sys.argv[0]).name) as tell,

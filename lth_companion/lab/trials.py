@@ -12,8 +12,9 @@ import importlib
 import json
 import math
 import pathlib
+from collections.abc import Hashable
 from enum import Enum
-from typing import ClassVar, Hashable
+from typing import ClassVar
 
 from pydantic import BaseModel, ConfigDict, model_validator
 
@@ -101,8 +102,7 @@ class Trial(BaseModel):
     """One row of a result: a frozen, validated description; subclass it, set `kind`, add fields, define `run_group`.
 
     Defaults never change once introduced (DESIGN section 5, Identity). Raises pydantic's ValidationError (a
-    ValueError) for
-    an unknown field, a wrong type or a number that is not finite.
+    ValueError) for an unknown field, a wrong type or a number that is not finite.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")

@@ -257,17 +257,12 @@ def overlap(
     common.
 
     Plain: all weights of a layer count; both sides dense, or one sparse and p at most its density in each layer.
-    With `masks`
-    (one mask for both sides): only the weights that it leaves count. With `given`, the masks of a sparse `a`: the
-    plain value,
-    but chance ranks `a` within its mask only, and leaves `b` as it is.
-    `scope`: "layer" takes the top of each layer and pools them (paper 4, equation 1), "global" that of the whole
-    network.
+    With `masks` (one mask for both sides): only the weights that it leaves count. With `given`, the masks of a
+    sparse `a`: the plain value, but chance ranks `a` within its mask only, and leaves `b` as it is. `scope`:
+    "layer" takes the top of each layer and pools them (paper 4, equation 1), "global" that of the whole network.
     Counts are rounded, so equal weights give round(p N) / (p N). Raises `OverlapError` for weights or masks of
-    different models,
-    masks with other values than 0 and 1 or with nothing left, and more zeros than p allows; `SelectionError` for a
-    bad p, a bad
-    scope or NaN.
+    different models, masks with other values than 0 and 1 or with nothing left, and more zeros than p allows;
+    `SelectionError` for a bad p, a bad scope or NaN.
     """
     if masks is not None and given is not None:
         raise OverlapError("masks= and given= ask for different forms of R_p; pass one of them.")

@@ -105,10 +105,9 @@ def within_deciles(a: dict[str, Tensor], b: dict[str, Tensor], weights, parts: i
     `parts` quantiles of |w|.
 
     `weights`: the frozen weights by layer, or a pair of them (a's, b's) where they differ; the strata are then the
-    crossings of both sides' quantiles.
-    Equal magnitudes share a stratum, so that signed constants have one a layer. Raises `DiversityError` for weights
-    that are 0 wherever a mask prunes,
-    NaN, or fewer than one part, and `OverlapError` for masks or weights of different models.
+    crossings of both sides' quantiles. Equal magnitudes share a stratum, so that signed constants have one a layer.
+    Raises `DiversityError` for weights that are 0 wherever a mask prunes, NaN, or fewer than one part, and
+    `OverlapError` for masks or weights of different models.
     """
     if parts < 1:
         raise DiversityError(f"{parts} parts of the weights were asked for; give at least 1.")
@@ -122,9 +121,8 @@ def within_deciles(a: dict[str, Tensor], b: dict[str, Tensor], weights, parts: i
 # %% ../../nbs/measures/02_diversity.ipynb #917b1e61
 def pair(a: dict[str, Tensor], b: dict[str, Tensor], weights=None, digits: int = 6) -> dict:
     """The overlap of two masks as JSON: 'matching' (in %), 'jaccard', 'layers' (Jaccard by layer) and 'deciles'
-    (None without `weights`, as for
-    `within_deciles`), each [value, mean under chance, sd under chance], and 'published', a number; rounded to
-    `digits` decimals.
+    (None without `weights`, as for `within_deciles`), each [value, mean under chance, sd under chance], and
+    'published', a number; rounded to `digits` decimals.
     """
 
     def plain(r):
@@ -195,10 +193,9 @@ def independent_disagreement(accuracy_a: float, accuracy_b: float, classes: int)
 # %% ../../nbs/measures/02_diversity.ipynb #9f3a5ba0
 def ensemble(logits: list[Tensor], targets: Tensor) -> dict:
     """Accuracies in % of networks by their logits [N, classes] and together: 'members' (each), 'mean', 'ensemble'
-    (mean softmax), 'gain' (ensemble less mean, in
-    points), 'vote' (ties: the larger mean probability), 'oracle' (any member right); and over pairs of members the
-    mean 'disagreement' and that of
-    `independent_disagreement` at their accuracies, 'independent' (both None for one member). Raises `DiversityError`.
+    (mean softmax), 'gain' (ensemble less mean, in points), 'vote' (ties: the larger mean probability), 'oracle'
+    (any member right); and over pairs of members the mean 'disagreement' and that of `independent_disagreement` at
+    their accuracies, 'independent' (both None for one member). Raises `DiversityError`.
     """
     if not logits:
         raise DiversityError("There are no members; pass the logits of at least one network.")
@@ -297,8 +294,7 @@ def embed(distances, seed: int = 0) -> tuple[np.ndarray, float]:
     Kruskal's normalised stress (0: exact).
 
     The best of the classical start and three random ones from `seed`; principal axes, first point on the positive
-    side, rounded to 6 decimals.
-    Raises `DiversityError` for what are no distances.
+    side, rounded to 6 decimals. Raises `DiversityError` for what are no distances.
     """
     from sklearn.manifold import smacof
 
@@ -401,10 +397,9 @@ def path(search_a: Search, search_b, data, points: int = 11) -> dict[str, list[f
     'loss' and 'distance' (normalised Hamming, from a's mask).
 
     `search_b`: a `Search` of the same frozen weights, method and density, or scores by layer to use with a's (those
-    of `random_scores`). Gains of Biprop are those
-    of each mask. Parameters that are not searched, and BatchNorm's running statistics, go linearly from a's model
-    to b's; they are not estimated anew.
-    The models are left as they were. Raises `DiversityError` where the frozen weights, method or density differ.
+    of `random_scores`). Gains of Biprop are those of each mask. Parameters that are not searched, and BatchNorm's
+    running statistics, go linearly from a's model to b's; they are not estimated anew. The models are left as they
+    were. Raises `DiversityError` where the frozen weights, method or density differ.
     """
     if points < 2:
         raise DiversityError(f"A path of {points} points has no ends; give at least 2.")
@@ -443,9 +438,8 @@ def barrier(values, t=None, of: str = "loss") -> float:
     side of the line between the ends.
 
     Above the line for `of="loss"`, below it for `of="accuracy"`; negative where every interior point is better than
-    the line. `t`: where the values lie
-    (increasing; default evenly spaced). Raises `DiversityError` for fewer than three points, values that are not
-    finite, and a bad `t` or `of`.
+    the line. `t`: where the values lie (increasing; default evenly spaced). Raises `DiversityError` for fewer than
+    three points, values that are not finite, and a bad `t` or `of`.
     """
     v = np.asarray(values, dtype=float)
     t = np.linspace(0, 1, len(v)) if t is None else np.asarray(t, dtype=float)

@@ -167,9 +167,8 @@ def _checksum(tensors: dict[str, Tensor], header: _Header) -> str:
 
 # %% ../../nbs/measures/01_storage.ipynb #e2818937
 _BARE = 1 << 24  # weights of a file that the header alone may stand for (64 MiB as float32)
-_DRAWN = (
-    1 << 32
-)  # weights that reading a file may draw, all draws together (some 40 s); a hundred of ResNet-50 are 2.6 billion
+# weights that reading a file may draw, all draws together (some 40 s); a hundred of ResNet-50 are 2.6 billion
+_DRAWN = 1 << 32
 
 
 def _stored(t: Tensor):
@@ -185,9 +184,8 @@ def _gain(kept):
 
 
 def _distinct(kept):
-    table, index = kept.view(_WORDS[kept.element_size()]).unique(
-        return_inverse=True
-    )  # equal bits, not only equal values
+    # equal bits, not only equal values
+    table, index = kept.view(_WORDS[kept.element_size()]).unique(return_inverse=True)
     return {"values": _stored(table.view(kept.dtype)), "indices": _packed(index, width(len(table)))}
 
 
@@ -360,7 +358,10 @@ def possible(ticket: Ticket, source: Source = None) -> tuple[str, ...]:
 
 def mask_bound(ticket: Ticket) -> float:
     "Bits that no code for masks of these counts can go below on average, sum of N H(k/N); stated, not written."
-    H = lambda p: -sum(q * math.log2(q) for q in (p, 1 - p) if q)
+
+    def H(p):
+        return -sum(q * math.log2(q) for q in (p, 1 - p) if q)
+
     return sum(m.numel() * H(ticket.kept[n] / max(m.numel(), 1)) for n, m in ticket.masks.items())
 
 
@@ -432,7 +433,10 @@ def _read_layer(files, layer, header, seed) -> tuple[Tensor, Tensor]:
     n, name, dtype = layer.size, layer.name, _FLOATS[layer.dtype]
     mask = None if layer.full else torch.from_numpy(files.packed(f"masks/{name}", n, 1) == 1)
     k = n if mask is None else int(mask.sum())
-    places = lambda: torch.arange(n) if mask is None else torch.nonzero(mask).reshape(-1)
+
+    def places():
+        return torch.arange(n) if mask is None else torch.nonzero(mask).reshape(-1)
+
     if header.form in ("dense", "values"):
         kept = files.take(f"values/{name}", dtype, k) if k else torch.zeros(0, dtype=dtype)
     elif header.form == "distinct":

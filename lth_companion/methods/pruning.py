@@ -62,11 +62,10 @@ def prune(
 ) -> dict[str, Tensor]:
     """Masks with exactly `round(density * n)` ones after `rounds` rounds of score and prune; the model is untouched.
 
-    `scorer`: a scorer or its notation. Density after round e of R: the schedule at e/R (thesis: exponential, R = 10).
-    `generator` feeds scorers that draw and, with `ties="seeded"`, breaks ties at random. `masks`: where to start,
-    on any device.
-    `on_round(e, masks, scores)` is called after each round. Warns `LayerCollapse` if the result empties a layer.
-    Raises `SelectionError` (density, rounds, NaN scores) and what the scorer raises.
+    `scorer`: a scorer or its notation. Density after round e of R: the schedule at e/R (thesis: exponential, R =
+    10). `generator` feeds scorers that draw and, with `ties="seeded"`, breaks ties at random. `masks`: where to
+    start, on any device. `on_round(e, masks, scores)` is called after each round. Warns `LayerCollapse` if the
+    result empties a layer. Raises `SelectionError` (density, rounds, NaN scores) and what the scorer raises.
     """
     if isinstance(scorer, str):
         scorer = parse(scorer)

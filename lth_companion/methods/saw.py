@@ -36,8 +36,8 @@ def saw(scorer, variant: str = "keep_sign", reading: str = "as coded", shuffle: 
     changed.
 
     `variant`: "keep_sign" or "multiply". `reading`: "as coded" (min-max of the signed scores) or "absolute" (of
-    |scores|).
-    `shuffle`: a generator that permutes the scores within each layer, the control for what the scores know.
+    |scores|). `shuffle`: a generator that permutes the scores within each layer, the control for what the scores
+    know.
     """
     if isinstance(scorer, str):
         scorer = parse(scorer)

@@ -76,9 +76,8 @@ class ImagenetError(ValueError):
 
 
 # %% ../../nbs/papers/granet/00_imagenet.ipynb #2c1522be
-PAPER = dict(
-    processes=2, batch=64, lr=0.1, epochs=100, milestones=(30, 60, 90), warmup=5, interval=4000, end=0.3
-)  # facts 2.3
+# facts 2.3
+PAPER = dict(processes=2, batch=64, lr=0.1, epochs=100, milestones=(30, 60, 90), warmup=5, interval=4000, end=0.3)
 
 
 def paper_recipe(
@@ -88,8 +87,7 @@ def paper_recipe(
     processes.
 
     The rate does not follow the batch. `multiplier` scales epochs and milestones; in a run so short that two
-    milestones coincide or the warm-up has no
-    end, one of them and the last epoch at full rate remain.
+    milestones coincide or the warm-up has no end, one of them and the last epoch at full rate remain.
     """
     if not (0 < multiplier < math.inf) or round(PAPER["epochs"] * multiplier) < 1:
         raise ImagenetError(f"multiplier={multiplier} leaves no epoch of {PAPER['epochs']}; give 0.01 or more.")
@@ -279,10 +277,9 @@ def _half(root: Path, part: str):
     try:
         return ImageFolder(folder)
     except FileNotFoundError as e:
+        names = str(e).splitlines()[0].removeprefix("Found no valid file for the classes ")
         raise ImagenetError(
-            f"{folder} has classes without images"
-            f" ({str(e).splitlines()[0].removeprefix('Found no valid file for the classes ').partition('. Supp')[0][:80]});"
-            " fill or remove them."
+            f"{folder} has classes without images ({names.partition('. Supp')[0][:80]}); fill or remove them."
         ) from None
 
 
@@ -446,11 +443,10 @@ def fit(
     together.
 
     `recipe.batch_size` counts all ranks. `checkpoint`: a file that every rank can read, written by rank 0 after
-    each epoch; the same call goes on from it, `key` being what else
-    must be equal. `on_epoch(epoch, record)` and `on_event(t, masks)` are called on every rank. Ends after an epoch
-    whose validation loss is not finite.
-    Raises `ImagenetError` where batches do not fit or masks differ between ranks, `DynamicError` where settings do
-    not fit the length.
+    each epoch; the same call goes on from it, `key` being what else must be equal. `on_epoch(epoch, record)` and
+    `on_event(t, masks)` are called on every rank. Ends after an epoch whose validation loss is not finite. Raises
+    `ImagenetError` where batches do not fit or masks differ between ranks, `DynamicError` where settings do not fit
+    the length.
     """
     steps = steps_of(len(train), recipe, world.size)
     if last := recipe.memory_format == "channels_last":
@@ -458,9 +454,8 @@ def fit(
     first = initial_masks(model, settings, seed)
     Ticket.of(model, first).apply(model)
     weights = list(prunable(model).values())
-    masks = [
-        torch.empty_like(w, requires_grad=False).copy_(m) for w, m in zip(weights, first.values())
-    ]  # in the weights' memory format
+    # in the weights' memory format
+    masks = [torch.empty_like(w, requires_grad=False).copy_(m) for w, m in zip(weights, first.values())]
     opt, work = optimizer(model, recipe), DropGrow(settings, seed)
     work.attach(list(first), weights, masks, opt, steps * recipe.max_epochs)
     key = {
@@ -500,9 +495,8 @@ def fit(
 # %% ../../nbs/papers/granet/00_imagenet.ipynb #ccd5c643
 def _epoch(model, train, e, recipe, opt, work, seed, world, workers, bf16, steps, last, on_event):
     "One epoch of steps and events on this rank."
-    torch.manual_seed(
-        generator(seed, "model", e, world.rank).initial_seed()
-    )  # what the model itself draws, such as dropout
+    # what the model itself draws, such as dropout
+    torch.manual_seed(generator(seed, "model", e, world.rank).initial_seed())
     outer, dtype = shared(model, world, bf16), next(model.parameters()).dtype
     model.train()
     set_rate(opt, recipe.lr_at(e))
@@ -522,9 +516,8 @@ def _epoch(model, train, e, recipe, opt, work, seed, world, workers, bf16, steps
 
 # %% ../../nbs/papers/granet/00_imagenet.ipynb #743ca5a7
 def _parts(run, images):
-    return segments(
-        run.work.history, run.start, len(run.records) * run.steps, lambda t: t * images, run.work.clock
-    )  # `images` a step
+    # `images` a step
+    return segments(run.work.history, run.start, len(run.records) * run.steps, lambda t: t * images, run.work.clock)
 
 
 def costs_of(model, shape: tuple, run: Run, images: int) -> dict:
@@ -725,10 +718,13 @@ def _work(net, train, val, recipe, chosen, asked, numerics, place, batch, worker
     "The processes meet, train and leave the result in `folder`."
     numerics.apply()
     with join(place) as world:
-        on_epoch = lambda e, record: say(
-            f"epoch {e + 1}/{recipe.max_epochs}\tlr {recipe.lr_at(e):.4g}\tloss {record[0]:.4f}\ttop-1"
-            f" {record[1]:.2f} %"
-        )
+
+        def on_epoch(e, record):
+            return say(
+                f"epoch {e + 1}/{recipe.max_epochs}\tlr {recipe.lr_at(e):.4g}\tloss {record[0]:.4f}\ttop-1"
+                f" {record[1]:.2f} %"
+            )
+
         run = fit(
             net.to(place),
             train,

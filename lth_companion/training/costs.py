@@ -72,9 +72,8 @@ def positions(model: nn.Module, shape: tuple) -> dict[str, int]:
     in canonical order.
 
     The model is left as it was and may be on torch's `meta` device, where nothing is computed. Raises `CostError`
-    (a ValueError) for a
-    model without prunable weights, images that it cannot read, and prunable weights that no call of a layer uses,
-    such as those of nn.MultiheadAttention.
+    (a ValueError) for a model without prunable weights, images that it cannot read, and prunable weights that no
+    call of a layer uses, such as those of nn.MultiheadAttention.
     """
     weights = prunable(model)
     if not weights:
@@ -174,8 +173,8 @@ def training_flops(positions: dict[str, int], sizes: dict[str, int], segments: l
     appendix).
 
     `segments`: (images, kept by layer) or (images, kept by layer, how many of these images need the dense
-    gradient). A dense run is
-    `[(images, sizes)]`. Raises `CostError` for names that differ, more kept than there is, and negative numbers.
+    gradient). A dense run is `[(images, sizes)]`. Raises `CostError` for names that differ, more kept than there
+    is, and negative numbers.
     """
     full, total = inference_flops(positions, sizes), 0
     for segment in segments:

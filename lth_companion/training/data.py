@@ -236,9 +236,8 @@ def _read(known: Facts, path: Path) -> tuple[dict[str, Tensor], str, str]:
     try:
         with safe_open(path, "pt") as file:
             said = file.metadata() or {}
-            content = {
-                part: file.get_tensor(part).clone() for part in PARTS
-            }  # a copy: later changes of the file do not reach it
+            # a copy: later changes of the file do not reach it
+            content = {part: file.get_tensor(part).clone() for part in PARTS}
         total = _check(content, known)
         if said.get("checksum") != total:
             raise ValueError(f"its checksum begins {total[:8]} where {str(said.get('checksum'))[:8]} was written")
@@ -472,10 +471,11 @@ def read_cifar_jpegs(archive: Path) -> dict[str, Tensor]:
     "The images of `cifar10-jpeg.tar.xz`, classes in alphabetical (= CIFAR's own) order, then by number."
     found = {}
     try:
+        # the archive itself has 93 million
         with (
             lzma.open(archive) as file,
             tarfile.open(fileobj=_Limited(file, 200_000_000), mode="r|") as members,
-        ):  # the archive itself has 93 million
+        ):
             for n, member in enumerate(members):
                 if n > 61_000:
                     raise ValueError("it has more members than CIFAR-10")

@@ -232,9 +232,8 @@ def autocast(precision: str, device) -> contextlib.AbstractContextManager:
     "Where forward passes run: in bfloat16 products under 'bf16', as they are otherwise."
     if precision != "bf16":
         return contextlib.nullcontext()
-    return torch.autocast(
-        torch.device(device).type, torch.bfloat16, cache_enabled=False
-    )  # a weight is cast once a step: nothing to cache, and graphs must not
+    # a weight is cast once a step: nothing to cache, and graphs must not
+    return torch.autocast(torch.device(device).type, torch.bfloat16, cache_enabled=False)
 
 
 def optimizer(model, recipe: Recipe, tensor_rate: bool = None) -> torch.optim.Optimizer:
@@ -293,9 +292,8 @@ def evaluate(model, data, split: str = "test", batch_size: int = 1000) -> tuple[
     if not len(y):
         raise ValueError(f"The data set has no {split} images; load it with validation=5000, say.")
     was, dtype, device = model.training, next(model.parameters()).dtype, home(model)
-    loss, right = (
-        torch.zeros((), dtype=t, device=device) for t in (torch.float64, torch.int64)
-    )  # read once at the end: a GPU need not wait for us
+    # read once at the end: a GPU need not wait for us
+    loss, right = (torch.zeros((), dtype=t, device=device) for t in (torch.float64, torch.int64))
     model.eval()
     for i in range(0, len(y), batch_size):
         out, targets = model(data.normalise(x[i : i + batch_size]).to(device, dtype)), y[i : i + batch_size].to(device)
@@ -370,12 +368,16 @@ def resume(path, model, opt, masks, sparsity, key: dict) -> list:
     ) as e:  # RuntimeError: JSON nested too deeply
         warnings.warn(
             f"The checkpoint {path} cannot be read ({(str(e).splitlines() or [type(e).__name__])[0][:80]}); training"
-            " starts anew."
+            " starts anew.",
+            stacklevel=2,
         )
         return []
     if was != json.loads(json.dumps(key)):
         raise ValueError(f"{path} is the checkpoint of another training; remove it, or name another file.")
-    part = lambda name: {n.removeprefix(f"{name}/"): t for n, t in tensors.items() if n.startswith(f"{name}/")}
+
+    def part(name):
+        return {n.removeprefix(f"{name}/"): t for n, t in tensors.items() if n.startswith(f"{name}/")}
+
     try:
         if not all(len(r) in (2, 4) and all(type(v) is float for v in r) for r in records):
             raise ValueError("its records are none")
@@ -462,10 +464,11 @@ def capture(f):
     """A function that replays, on the current stream, what `f()` launches on the current CUDA device; `f` is run
     three times first. Replays of one process follow each other: side by side stand processes (chapter sweeps).
     """
+    # its own: graphs captured on one stream share that stream's cuBLAS workspace
     side, graph = (
         torch.cuda.Stream(),
         torch.cuda.CUDAGraph(),
-    )  # its own: graphs captured on one stream share that stream's cuBLAS workspace
+    )
     side.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(side):
         for _ in range(3):
@@ -541,9 +544,13 @@ def step_inputs(data, recipe: Recipe, batches, seed: int, level: int = 0, first:
     """Indices and crops (None without augmentation) of the steps on `batches` of an epoch, on the data's device,
     where they go at once. `first`: the iteration of the first step.
     """
-    there = lambda parts: torch.cat(parts).to(data.train_y.device).split(recipe.batch_size)
+
+    def there(parts):
+        return torch.cat(parts).to(data.train_y.device).split(recipe.batch_size)
+
     if not recipe.augment:
         return zip(there(batches), itertools.repeat(None))
+    # one generator a step: a rewound run sees the same crops
     return zip(
         there(batches),
         there(
@@ -552,7 +559,7 @@ def step_inputs(data, recipe: Recipe, batches, seed: int, level: int = 0, first:
                 for i, b in enumerate(batches)
             ]
         ),
-    )  # one generator a step: a rewound run sees the same crops
+    )
 
 
 class Stepper:
@@ -627,14 +634,14 @@ def _train(model, data, recipe, masks, seed, level, on_epoch, begin, save_at, un
         masks = check_masks(masks, model)
         Ticket.of(model, masks).apply(model)
         weights = list(prunable(model).values())
-        mask_list = [
-            torch.empty_like(w, requires_grad=False).copy_(m) for w, m in zip(weights, masks.values())
-        ]  # in the weights' memory format
+        # in the weights' memory format
+        mask_list = [torch.empty_like(w, requires_grad=False).copy_(m) for w, m in zip(weights, masks.values())]
+    # batches are gathered where the data are, and reach the model in `training_batch`
     n, opt, split = (
         len(data.train_y),
         optimizer(model, recipe),
         stop_split(recipe, data),
-    )  # batches are gathered where the data are, and reach the model in `training_batch`
+    )
     run = Progress(recipe, math.ceil(n / recipe.batch_size), begin)
     on, done, saved, velocities = True, begin, {}, {}
     stepper = Stepper(model, opt, data, recipe, weights, mask_list, sparsity and sparsity.observe)
@@ -705,7 +712,7 @@ def _train(model, data, recipe, masks, seed, level, on_epoch, begin, save_at, un
 def train(
     model,
     data,
-    recipe: Recipe = Recipe(),
+    recipe: Recipe = Recipe(),  # noqa: B008 (frozen)
     masks=None,
     seed: int = 0,
     level: int = 0,
@@ -721,17 +728,14 @@ def train(
     and stay 0.
 
     A function of its arguments alone: the order of the data, the crops, and what the network itself draws (dropout
-    and other random layers) follow from `(seed, level)`,
-    and torch's global generators are left as they were found. `on_epoch(model, result)` is called after each epoch.
-    `begin`: the iteration of the schedule at which to start (rewinding; the optimizer starts afresh).
-    `save_at`: iterations, counted from the start of the schedule, whose tickets `result.saved` (and momentum
-    buffers `result.velocities`)
-    shall hold; `until`: the one at which to leave off. `velocity`: momentum buffers to start with, by parameter
-    name. `sparsity`: what changes
-    the masks during training (chapter dynamic); it needs `masks`. `checkpoint`: a file written after each epoch,
-    from which the same call goes on after a kill.
-    Raises `TicketError` for masks that do not fit, `ValueError` for a start after the end or an option that the
-    device lacks.
+    and other random layers) follow from `(seed, level)`, and torch's global generators are left as they were found.
+    `on_epoch(model, result)` is called after each epoch. `begin`: the iteration of the schedule at which to start
+    (rewinding; the optimizer starts afresh). `save_at`: iterations, counted from the start of the schedule, whose
+    tickets `result.saved` (and momentum buffers `result.velocities`) shall hold; `until`: the one at which to leave
+    off. `velocity`: momentum buffers to start with, by parameter name. `sparsity`: what changes the masks during
+    training (chapter dynamic); it needs `masks`. `checkpoint`: a file written after each epoch, from which the same
+    call goes on after a kill. Raises `TicketError` for masks that do not fit, `ValueError` for a start after the
+    end or an option that the device lacks.
     """
     refuse_when_rebuilding("trains")
     check_graph(recipe, model, data)

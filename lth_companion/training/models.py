@@ -117,10 +117,8 @@ def create(
     global one).
 
     `width` multiplies the hidden widths (channels, units), each rounded to the nearest whole number (a half to the
-    even one)
-    and at least 1; inputs and classes stay. Raises `ModelError` for an unknown name, a width that is not in (0, 16]
-    or that
-    the model lacks, and images that are too small for it.
+    even one) and at least 1; inputs and classes stay. Raises `ModelError` for an unknown name, a width that is not
+    in (0, 16] or that the model lacks, and images that are too small for it.
     """
     refuse_when_rebuilding("makes")
     return initialise(_build(name, shape, classes, width), generator)
@@ -204,8 +202,7 @@ def layer_shapes(model: nn.Module) -> dict[str, tuple]:
 
 def first_layer(model: nn.Module) -> str:
     """The name of the prunable tensor that reads the image: the first in canonical order, as every network here
-    defines it
-    first. Raises `ModelError` for a model with nothing to prune.
+    defines it first. Raises `ModelError` for a model with nothing to prune.
     """
     for name in prunable(model):
         return name
@@ -465,6 +462,7 @@ class MobileNetV2(nn.Module):
     channels too.
     """
 
+    # expand, channels, blocks, stride
     STAGES = (
         (1, 16, 1, 1),
         (6, 24, 2, 1),
@@ -473,7 +471,7 @@ class MobileNetV2(nn.Module):
         (6, 96, 3, 1),
         (6, 160, 3, 2),
         (6, 320, 1, 1),
-    )  # expand, channels, blocks, stride
+    )
 
     def __init__(self, shape: tuple, classes: int, width: float = 1.0):
         super().__init__()

@@ -7,8 +7,8 @@ import pathlib
 import time
 from typing import ClassVar
 
-from lth_companion.training.loop import Recipe
 from lth_companion.lab.trials import Trial
+from lth_companion.training.loop import Recipe
 
 
 class OnDevice(Trial):
@@ -23,6 +23,7 @@ class OnDevice(Trial):
     @classmethod
     def run_group(cls, trials):
         import torch
+
         from lth_companion.papers.granet import SparseTrial
 
         (seed,) = [t.seed for t in trials]

@@ -1,7 +1,6 @@
 """Put this folder first on PYTHONPATH and set LTH_PRETEND_CUDA=1: every Python that starts so has the pretended
-CUDA device of `../pretend_cuda.py`
-from the moment it imports torch, and one that never does pays nothing. So it reaches worker processes, Jupyter
-kernels and the command line.
+CUDA device of `../pretend_cuda.py` from the moment it imports torch, and one that never does pays nothing. So it
+reaches worker processes, Jupyter kernels and the command line.
 """
 
 import importlib.abc
