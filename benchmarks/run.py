@@ -33,9 +33,11 @@ from lth_companion.papers.learning_to_learn import make_ticket, thesis
 from lth_companion.selection import _threshold, keep_top
 from lth_companion.tickets import Ticket, generator, prunable
 from lth_companion.training import data as datasets
+from lth_companion.training import sources
 from lth_companion.training.cohorts import engine, train_cohort
-from lth_companion.training.loop import Recipe, optimizer, step, train
+from lth_companion.training.loop import optimizer, step, train
 from lth_companion.training.models import create
+from lth_companion.training.recipe import Recipe
 
 sys.path.insert(0, os.path.dirname(__file__))
 import history
@@ -342,10 +344,10 @@ def loader(quick):
     """Crop, flip and normalise batches of resident uint8 images against torchvision's usual pipeline, one process,
     one thread.
     """
-    torchvision = datasets.import_torchvision()
+    torchvision = sources.import_torchvision()
     from PIL import Image
 
-    known, n, size = datasets.facts("cifar10"), 2560, 128
+    known, n, size = sources.facts("cifar10"), 2560, 128
     x, y = (
         torch.randint(256, (n, *known.shape), dtype=torch.uint8, generator=generator(0, "images")),
         torch.arange(n) % 10,

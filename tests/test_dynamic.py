@@ -35,8 +35,9 @@ from lth_companion.methods.dynamic import (
 from lth_companion.selection import SelectionError, apportion
 from lth_companion.tickets import generator, prunable
 from lth_companion.training import data as datasets
-from lth_companion.training.loop import Recipe, optimizer, step, train
+from lth_companion.training.loop import optimizer, step, train
 from lth_companion.training.models import create, initialise
+from lth_companion.training.recipe import Recipe
 
 SGD = Recipe(lr=0.05, momentum=0.9, nesterov=True, weight_decay=5e-4, batch_size=8, max_epochs=1, patience=None)
 

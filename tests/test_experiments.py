@@ -28,7 +28,7 @@ from lth_companion.papers.learning_to_learn import (
     thesis_size,
 )
 from lth_companion.tickets import generator
-from lth_companion.training.loop import Recipe
+from lth_companion.training.recipe import Recipe
 
 SHORT = Recipe(max_epochs=3, patience=None)
 HERE = pathlib.Path(__file__).parent

@@ -41,8 +41,8 @@ from lth_companion.papers.weight_recycling import (
     unpacked,
 )
 from lth_companion.tickets import Ticket, generator
-from lth_companion.training.loop import Recipe
 from lth_companion.training.models import create
+from lth_companion.training.recipe import Recipe
 
 FEW = Recipe(lr=0.1, momentum=0.9, batch_size=128, max_epochs=3, patience=None)
 

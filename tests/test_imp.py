@@ -27,8 +27,9 @@ from lth_companion.selection import SelectionError
 from lth_companion.tickets import Ticket, TicketError, generator, prunable
 from lth_companion.training import data as datasets
 from lth_companion.training.cohorts import train_cohort
-from lth_companion.training.loop import Recipe, train
+from lth_companion.training.loop import train
 from lth_companion.training.models import ModelError, create
+from lth_companion.training.recipe import Recipe
 
 FEW = Recipe(lr=0.1, momentum=0.9, batch_size=128, max_epochs=3, patience=None)
 

@@ -14,7 +14,6 @@ from torch import nn
 
 from lth_companion.methods.scorers import grasp, snip, synflow
 from lth_companion.tickets import generator, prunable
-from lth_companion.training.data import import_torchvision
 from lth_companion.training.models import (
     MLP,
     MODELS,
@@ -26,6 +25,7 @@ from lth_companion.training.models import (
     layer_shapes,
     register_model,
 )
+from lth_companion.training.sources import import_torchvision
 
 IMAGE = (3, 32, 32)
 NAMES = [

@@ -52,11 +52,12 @@ from lth_companion.papers import (
     weight_recycling as searches,
 )
 from lth_companion.tickets import Ticket, generator, prunable
-from lth_companion.training import cohorts, costs
+from lth_companion.training import cohorts, costs, devices
 from lth_companion.training import loop as training
 from lth_companion.training.data import load
-from lth_companion.training.loop import Recipe, evaluate, train
+from lth_companion.training.loop import evaluate, train
 from lth_companion.training.models import create, initialise
+from lth_companion.training.recipe import Recipe
 
 pytestmark = pytest.mark.skipif(torch.cuda.is_available(), reason="there is a real device here")
 HERE = pathlib.Path(__file__).parent
@@ -419,7 +420,7 @@ def test_a_replay_works_on_what_the_tensors_hold_then(cuda):
     def f():
         seen["out"] = (x * 2).sum()
 
-    replay = training.capture(f)  # the library's own: three runs first
+    replay = devices.capture(f)  # the library's own: three runs first
     out = seen["out"]
     x.fill_(5.0)
     replay()
@@ -437,7 +438,7 @@ def test_numbers_and_python_are_those_of_the_capture(cuda):
         calls.append(1)
         w.add_(torch.ones_like(w), alpha=state["rate"])
 
-    replay = training.capture(f)
+    replay = devices.capture(f)
     assert len(calls) == 4 and w.tolist() == [4, 4]
     state["rate"] = 100.0
     replay()

@@ -18,9 +18,10 @@ from lth_companion.methods.imp import admm
 from lth_companion.methods.plasticity import dense_gradients
 from lth_companion.methods.supermasks import Supermask, search
 from lth_companion.tickets import generator, prunable
-from lth_companion.training import loop
-from lth_companion.training.loop import Recipe, train
+from lth_companion.training import devices, loop, recipe
+from lth_companion.training.loop import train
 from lth_companion.training.models import initialise
+from lth_companion.training.recipe import Recipe
 
 DATA = images((1, 8, 8), n=100)
 # four steps an epoch, the last of four images
@@ -104,7 +105,7 @@ def test_every_step_draws_anew():
     )
     trained(model=model)
     assert len(seen) == 12 and len(set(seen)) > 10 and any(map(any, seen))
-    seeds = [s for k in ((0, 0), (1, 0), (0, 1)) for level in (0, 1) for s in loop.layer_seeds(*k, 50, level)]
+    seeds = [s for k in ((0, 0), (1, 0), (0, 1)) for level in (0, 1) for s in recipe.layer_seeds(*k, 50, level)]
     assert len(set(seeds)) == len(seeds) == 6 * 50
     assert trained(level=1).losses != trained().losses
 
@@ -295,7 +296,7 @@ def test_on_a_gpu_the_device_draws_by_the_seed(graph):
 def test_a_graph_draws_on_a_gpu_what_an_eager_step_draws():
     "By the zeros that a dropout leaves: those of a replay, and of the eager step with the same seed."
     layer, kept, x = nn.Dropout(0.5).cuda(), torch.zeros(1000, device="cuda"), torch.ones(1000, device="cuda")
-    replay = loop.capture(lambda: kept.copy_(layer(x)))
+    replay = devices.capture(lambda: kept.copy_(layer(x)))
     for seed in (1, 2, 1):
         with loop.forked("cuda"):
             loop.reseed(seed, "cuda")

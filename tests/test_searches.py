@@ -56,7 +56,7 @@ from lth_companion.papers.weight_recycling import (
     weight_facts,
 )
 from lth_companion.tickets import generator, prunable
-from lth_companion.training.loop import Recipe
+from lth_companion.training.recipe import Recipe
 
 TINY = search_recipe(4, 2.0)
 BASE = dict(data="digits", width=0.2, recipe=TINY)

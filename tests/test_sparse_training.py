@@ -30,7 +30,7 @@ from lth_companion.papers.granet import (
     sparse_trial,
     table_trials,
 )
-from lth_companion.training.loop import Recipe
+from lth_companion.training.recipe import Recipe
 
 FEW = Recipe(lr=0.1, momentum=0.9, nesterov=True, weight_decay=5e-4, batch_size=128, max_epochs=3, patience=None)
 BASE = dict(data="digits", width=0.2, recipe=FEW)

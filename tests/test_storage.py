@@ -22,6 +22,7 @@ from safetensors import safe_open
 from safetensors.torch import save, save_file
 
 from lth_companion.measures import storage
+from lth_companion.measures.packing import pack_bits, unpack_bits
 from lth_companion.measures.storage import (
     FORMS,
     PARTS,
@@ -30,17 +31,15 @@ from lth_companion.measures.storage import (
     bits,
     mask_bound,
     pack,
-    pack_bits,
     payload,
     possible,
     tensor_bits,
     unpack,
-    unpack_bits,
 )
 from lth_companion.methods.supermasks import Search, Supermask
 from lth_companion.tickets import Ticket, TicketError, generator, prunable
-from lth_companion.training.loop import Recipe
 from lth_companion.training.models import create
+from lth_companion.training.recipe import Recipe
 
 SHAPES = {"lenet-300-100": (1, 11, 11), "conv-2": (1, 12, 12), "resnet-20": (3, 8, 8)}
 WIDTHS = {"lenet-300-100": 0.05, "conv-2": 0.125, "resnet-20": 0.25}

@@ -34,8 +34,9 @@ from lth_companion.methods.supermasks import (
 )
 from lth_companion.tickets import generator, prunable
 from lth_companion.training import data as datasets
-from lth_companion.training.loop import Recipe, evaluate
+from lth_companion.training.loop import evaluate
 from lth_companion.training.models import create
+from lth_companion.training.recipe import Recipe
 
 SGD = Recipe(lr=0.1, momentum=0.9, weight_decay=1e-3, batch_size=8, max_epochs=1, patience=None)
 # one channel: strides of channels_last that say nothing

@@ -12,10 +12,12 @@ from apart import SLACK, as_near, farthest, swept
 
 from lth_companion.methods.dynamic import settings, sparse_train
 from lth_companion.tickets import Ticket, generator, prunable
-from lth_companion.training import loop as training
+from lth_companion.training import devices
 from lth_companion.training.data import Data, load
-from lth_companion.training.loop import Recipe, Stepper, evaluate, numerics, optimizer, train, training_batch
+from lth_companion.training.devices import numerics
+from lth_companion.training.loop import Stepper, evaluate, optimizer, train, training_batch
 from lth_companion.training.models import create
+from lth_companion.training.recipe import Recipe
 
 
 def images(shape=(3, 32, 32), n=200, device="cpu"):
@@ -83,8 +85,8 @@ def stand_in(monkeypatch):
         return replay
 
     monkeypatch.setattr(torch.optim.SGD, "zero_grad", zero_grad)
-    monkeypatch.setattr(training, "capture", capture)
-    monkeypatch.setattr(training, "check_device", lambda *a: None)
+    monkeypatch.setattr(devices, "capture", capture)
+    monkeypatch.setattr(devices, "check_device", lambda *a: None)
     return replays
 
 
@@ -301,7 +303,7 @@ def test_the_fixed_selection_is_the_selection(k):
 def test_a_graph_wants_its_images_on_its_own_side(stand_in):
     from types import SimpleNamespace
 
-    from lth_companion.training.loop import check_graph
+    from lth_companion.training.devices import check_graph
 
     model, data = net(), SimpleNamespace(train_y=torch.zeros(1, device="meta"))
     check_graph(recipe(), model, data)
@@ -345,7 +347,7 @@ def test_compiled_steps_are_near(monkeypatch):
 
 def test_switches_are_put_back(monkeypatch):
     "What `numerics` sets on a GPU is as it was afterwards; the switches exist on every build of torch."
-    monkeypatch.setattr(training, "check_device", lambda *a: None)
+    monkeypatch.setattr(devices, "check_device", lambda *a: None)
 
     def switches():
         return (torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32)

@@ -40,10 +40,11 @@ from lth_companion.methods.stacking import Method, check_init, scorer
 from lth_companion.methods.supermasks import Supermask
 from lth_companion.papers import granet_imagenet as imagenet
 from lth_companion.tickets import Ticket, TicketError, generator, prunable
-from lth_companion.training import data
+from lth_companion.training import checkpoints, data, formats, sources
 from lth_companion.training import loop as training
-from lth_companion.training.data import DataError
 from lth_companion.training.models import create
+from lth_companion.training.recipe import Recipe
+from lth_companion.training.sources import DataError
 
 ROOT = Path(__file__).parent.parent
 
@@ -113,7 +114,7 @@ def test_the_search_for_dangers_finds_them(line):
     assert dangers(line)
 
 
-ALLOWED = {"data": {"pickle.Unpickler"}, "clusters": {"yaml.load"}}  # each with a test of its own below
+ALLOWED = {"formats": {"pickle.Unpickler"}, "clusters": {"yaml.load"}}  # each with a test of its own below
 
 
 @pytest.mark.parametrize("path", sorted((ROOT / "lth_companion").rglob("*.py")), ids=lambda p: p.stem)
@@ -159,7 +160,7 @@ def test_no_notebook_or_script_runs_what_a_file_says():
     for path in notebooks:
         if "runs" in path.relative_to(ROOT).parts:
             continue
-        allowed = ALLOWED.get({"00_data": "data", "02_clusters": "clusters"}.get(path.stem), set())
+        allowed = ALLOWED.get({"00_formats": "formats", "02_clusters": "clusters"}.get(path.stem), set())
         for source in cell_sources(path):
             assert not re.search(r"^\s*!", source, re.MULTILINE), f"{path.name} runs a shell command"
             assert dangers(source) <= allowed, (path.name, source[:200])
@@ -262,7 +263,7 @@ def network():
 
 def a_checkpoint(path):
     model = network()
-    return training.resume(path, model, training.optimizer(model, training.Recipe()), None, None, {})
+    return checkpoints.resume(path, model, training.optimizer(model, Recipe()), None, None, {})
 
 
 def a_result(path):
@@ -288,7 +289,7 @@ def a_pack(end):
 
 
 def a_checked_data_set(path):
-    return data._read(data.facts("mnist"), path)
+    return sources._read(sources.facts("mnist"), path)
 
 
 def a_provenance(path):
@@ -320,10 +321,10 @@ READERS = {
     "result": (a_result, StoreError),
     "pack xz": (a_pack(".xz"), (StoreError, UserWarning)),
     "pack gz": (a_pack(".gz"), (StoreError, UserWarning)),
-    "IDX": (data.read_idx, ValueError),
-    "CIFAR batch": (data.read_cifar_batch, ValueError),
-    "CIFAR jpeg": (data.read_cifar_jpegs, ValueError),
-    "MNIST wheel": (data.read_mnist_wheel, ValueError),
+    "IDX": (formats.read_idx, ValueError),
+    "CIFAR batch": (formats.read_cifar_batch, ValueError),
+    "CIFAR jpeg": (formats.read_cifar_jpegs, ValueError),
+    "MNIST wheel": (formats.read_mnist_wheel, ValueError),
     "notebook": (reproduce.inspect, ReproduceError),
     "cluster": (clusters.read_config, ClusterError),
     "ledger": (lambda path: claims.ledger("granet", path), ClaimError),
@@ -607,7 +608,7 @@ def test_a_search_of_too_many_draws_is_not_written_as_a_seed(monkeypatch):
     from lth_companion.measures.storage import Source, StorageError, pack, possible
     from lth_companion.methods.supermasks import Search
 
-    work = Search(network(), Supermask(density=0.5), training.Recipe(), 3, 5)
+    work = Search(network(), Supermask(density=0.5), Recipe(), 3, 5)
     ticket = Ticket.of(work.model, work.put())
     assert "seed" in possible(ticket, Source.of(work))
     monkeypatch.setattr(storage, "_DRAWN", ticket.masks["fc1.weight"].numel())
@@ -635,7 +636,7 @@ def test_a_header_that_promises_much(layer, tmp_path):
 
 # ---------------------------------------------------------------- checkpoints: sealed, of this training, and wrong
 
-KEY, RECIPE = {"k": 1}, training.Recipe(max_epochs=5, patience=None)
+KEY, RECIPE = {"k": 1}, Recipe(max_epochs=5, patience=None)
 
 
 def trained():
@@ -647,12 +648,12 @@ def trained():
 
 
 def resealed(path, tensors=None, drop=(), **meta):
-    training.keep(path, *trained(), None, KEY, [[1.5, 40.0]])
+    checkpoints.keep(path, *trained(), None, KEY, [[1.5, 40.0]])
     raw = path.read_bytes()
     held = safetensors.torch.load(raw)
     meta = json.loads(raw[8 : 8 + int.from_bytes(raw[:8], "little")])["__metadata__"] | meta
     held = {n: t for n, t in (held | (tensors or {})).items() if n not in drop}
-    path.write_bytes(safetensors.torch.save(held, meta | {"sha256": training._seal(held, meta)}))
+    path.write_bytes(safetensors.torch.save(held, meta | {"sha256": checkpoints._seal(held, meta)}))
     return path
 
 
@@ -677,12 +678,12 @@ def resealed(path, tensors=None, drop=(), **meta):
 )
 def test_a_sealed_checkpoint_of_odd_content_is_refused(change, tmp_path):
     with pytest.raises(ValueError, match="remove it, and training starts anew") as error:
-        training.resume(resealed(tmp_path / "c", **change), *trained(), None, KEY)
+        checkpoints.resume(resealed(tmp_path / "c", **change), *trained(), None, KEY)
     one_sentence(error)
 
 
 def test_a_good_checkpoint_is_read(tmp_path):
-    assert training.resume(resealed(tmp_path / "c"), *trained(), None, KEY) == [[1.5, 40.0]]
+    assert checkpoints.resume(resealed(tmp_path / "c"), *trained(), None, KEY) == [[1.5, 40.0]]
 
 
 def test_a_good_checkpoint_is_read_whatever_the_order_of_names_in_the_file(tmp_path):
@@ -698,9 +699,9 @@ def test_a_good_checkpoint_is_read_whatever_the_order_of_names_in_the_file(tmp_p
         )
 
     model, opt, masks = going()
-    training.keep(tmp_path / "c", model, opt, masks, None, KEY, [[1.5, 40.0]])
+    checkpoints.keep(tmp_path / "c", model, opt, masks, None, KEY, [[1.5, 40.0]])
     again, other, read = going()
-    assert training.resume(tmp_path / "c", again, other, read, None, KEY) == [[1.5, 40.0]] and all(
+    assert checkpoints.resume(tmp_path / "c", again, other, read, None, KEY) == [[1.5, 40.0]] and all(
         map(torch.equal, masks, read)
     )
 
@@ -708,7 +709,7 @@ def test_a_good_checkpoint_is_read_whatever_the_order_of_names_in_the_file(tmp_p
 @pytest.mark.parametrize("meta", [dict(key="[" * 10**5), dict(records="9" * 10**5), dict(sparsity="{")])
 def test_a_checkpoint_that_cannot_be_parsed_is_begun_anew(meta, tmp_path):
     with pytest.warns(UserWarning, match="starts anew"):
-        assert training.resume(resealed(tmp_path / "c", **meta), *trained(), None, KEY) == []
+        assert checkpoints.resume(resealed(tmp_path / "c", **meta), *trained(), None, KEY) == []
 
 
 @pytest.mark.parametrize("extra", ["5", "{}", '{"done": "x", "history": []}', '{"done": 1, "history": 5}'])
@@ -722,16 +723,16 @@ def test_a_checkpoint_with_an_odd_state_of_masks_is_refused(extra, tmp_path):
         return model, opt, masks, work
 
     path, case = tmp_path / "c", going()
-    training.keep(path, *case, KEY, [[1.5, 40.0]])
+    checkpoints.keep(path, *case, KEY, [[1.5, 40.0]])
     raw = path.read_bytes()
     tensors, meta = (
         safetensors.torch.load(raw),
         json.loads(raw[8 : 8 + int.from_bytes(raw[:8], "little")])["__metadata__"] | {"sparsity": extra},
     )
-    assert training.resume(path, *going(), KEY)
-    path.write_bytes(safetensors.torch.save(tensors, meta | {"sha256": training._seal(tensors, meta)}))
+    assert checkpoints.resume(path, *going(), KEY)
+    path.write_bytes(safetensors.torch.save(tensors, meta | {"sha256": checkpoints._seal(tensors, meta)}))
     with pytest.raises(ValueError, match="remove it, and training starts anew"):
-        training.resume(path, *going(), KEY)
+        checkpoints.resume(path, *going(), KEY)
 
 
 # ---------------------------------------------------------------- data
@@ -742,7 +743,7 @@ def test_gz_of_an_idx_that_is_altered_in_the_middle(tmp_path):
     for at in (10, 11, 15, 40, 2000, len(raw) - 6):
         (tmp_path / "a.gz").write_bytes(raw[:at] + b"\xff\xff\xff" + raw[at + 3 :])
         with pytest.raises(ValueError) as error:
-            data.read_idx(tmp_path / "a")
+            formats.read_idx(tmp_path / "a")
         one_sentence(error)
 
 
@@ -759,18 +760,18 @@ def test_gz_of_an_idx_that_is_altered_in_the_middle(tmp_path):
 )
 def test_an_idx_of_odd_axes(axes, tmp_path):
     (tmp_path / "a").write_bytes(b"\0\0\x08" + axes + b"\7")
-    assert within(lambda: data.read_idx(tmp_path / "a")).startswith(("ValueError", "array"))
+    assert within(lambda: formats.read_idx(tmp_path / "a")).startswith(("ValueError", "array"))
 
 
 def test_an_idx_that_is_a_pipe_or_a_device(tmp_path):
     os.mkfifo(tmp_path / "a")
     with pytest.raises(FileNotFoundError):
-        data.read_idx(tmp_path / "a")
+        formats.read_idx(tmp_path / "a")
     (tmp_path / "b").symlink_to("/dev/zero")
     (tmp_path / "c.gz").symlink_to("/dev/zero")
     for name in "bc":
         with pytest.raises((ValueError, FileNotFoundError)):
-            data.read_idx(tmp_path / name)
+            formats.read_idx(tmp_path / name)
 
 
 def laughs(levels=30):
@@ -813,7 +814,7 @@ PICKLES = {
 @pytest.mark.parametrize("name", PICKLES)
 def test_pickles_that_cost_much(name, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    text = within(lambda: data.read_arrays(PICKLES[name]), seconds=20)
+    text = within(lambda: formats.read_arrays(PICKLES[name]), seconds=20)
     assert (
         text.startswith("ValueError: not a pickle of arrays") and "\n" not in text and not (tmp_path / "PWNED").exists()
     )
@@ -821,7 +822,7 @@ def test_pickles_that_cost_much(name, tmp_path, monkeypatch):
 
 def test_shared_lists_are_read_once(tmp_path):
     (tmp_path / "b").write_bytes(laughs())
-    assert within(lambda: data.read_cifar_batch(tmp_path / "b"), seconds=10).startswith("ValueError")
+    assert within(lambda: formats.read_cifar_batch(tmp_path / "b"), seconds=10).startswith("ValueError")
 
 
 def tar_xz(path, *members, raw=b""):
@@ -882,7 +883,7 @@ def test_an_archive_with_an_odd_member(odd, tmp_path, monkeypatch):
         member("test/cat/0000.jpg", content=jpeg()),
     )
     with pytest.raises(ValueError) as error:
-        data.read_cifar_jpegs(path)
+        formats.read_cifar_jpegs(path)
     one_sentence(error)
     assert [p.name for p in tmp_path.iterdir()] == ["a.tar.xz"]
 
@@ -905,7 +906,7 @@ def test_an_archive_that_is_a_bomb(kind, tmp_path):
     else:
         path.write_bytes(lzma.compress(header_block(long if kind == "long name" else pax), preset=0) + one * 150)
     assert path.stat().st_size < 3_000_000
-    text = within(lambda: data.read_cifar_jpegs(path), memory=3 << 29, seconds=60)
+    text = within(lambda: formats.read_cifar_jpegs(path), memory=3 << 29, seconds=60)
     assert text.startswith("ValueError: ") and "\n" not in text, text
 
 
@@ -914,9 +915,9 @@ def test_a_wheel_that_was_exchanged(tmp_path):
     with zipfile.ZipFile(tmp_path / "w.whl", "w", zipfile.ZIP_DEFLATED) as wheel:
         wheel.writestr("mnist/data/mnist.pkl.gz", gzip.compress(pickle.dumps(Touch())))
     with pytest.raises(ValueError, match="not the wheel"):
-        data.read_mnist_wheel(tmp_path / "w.whl")
+        formats.read_mnist_wheel(tmp_path / "w.whl")
     (tmp_path / "big.whl").symlink_to("/dev/zero")
-    assert within(lambda: data.read_mnist_wheel(tmp_path / "big.whl")).startswith("ValueError")
+    assert within(lambda: formats.read_mnist_wheel(tmp_path / "big.whl")).startswith("ValueError")
 
 
 def test_bad_data_are_passed_over_in_one_sentence(tmp_path, monkeypatch):

@@ -1117,10 +1117,10 @@ def _check_scorers(repo):
 
 
 def _check_data(repo):
-    from lth_companion.training import data
+    from lth_companion.training import data, sources
 
     needed = "mnist"  # the first paper's, and every newcomer's first run
-    rows = [_probe("cache", data.cache_folder(), "set LTH_CACHE to a folder that you may write")]
+    rows = [_probe("cache", sources.cache_folder(), "set LTH_CACHE to a folder that you may write")]
     for r in data.status():
         if r["here"]:
             rows.append(("ok", r["name"], f"{r['images']} images from {r['source']}"))

@@ -30,7 +30,8 @@ from torch import Tensor
 
 from ..selection import apportion, check_density, count, erk, top_masks, uniform
 from ..tickets import generator, prunable
-from ..training.loop import Result, train
+from ..training.loop import train
+from ..training.recipe import Result
 from .imp import random_masks
 from .pruning import schedule as density_schedule
 

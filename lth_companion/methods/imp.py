@@ -26,7 +26,9 @@ from torch import Tensor
 
 from ..selection import SelectionError, check_density, keep_top, smart_ratio
 from ..tickets import Ticket, generator, prunable
-from ..training.loop import Recipe, forked, home, layer_seeds, optimizer, order, reseed
+from ..training.devices import home
+from ..training.loop import forked, optimizer, reseed
+from ..training.recipe import Recipe, layer_seeds, order
 
 
 # %% ../../nbs/methods/04_imp.ipynb #00830e17

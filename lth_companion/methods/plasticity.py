@@ -15,7 +15,9 @@ from torch import Tensor
 
 from ..selection import SelectionError, count
 from ..tickets import Ticket, prunable
-from ..training.loop import Recipe, Result, forked, home, layer_seeds, order, reseed, train
+from ..training.devices import home
+from ..training.loop import forked, reseed, train
+from ..training.recipe import Recipe, Result, layer_seeds, order
 from .dynamic import keep_largest
 
 

@@ -33,21 +33,11 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator, model_valida
 from torch import Tensor
 
 from lth_companion.training.loop import (
-    Progress,
-    Recipe,
-    Replay,
-    Result,
     autocast,
-    check_graph,
     evaluate,
     forked,
-    home,
-    keep,
-    numerics,
-    on_gpu,
     optimizer,
     reseed,
-    resume,
     set_rate,
     step_inputs,
     stop_split,
@@ -56,7 +46,10 @@ from lth_companion.training.loop import (
 
 from ..selection import SelectionError, check_density, count, top_fixed, top_masks
 from ..tickets import Ticket, generator, prunable
+from ..training.checkpoints import keep, resume
+from ..training.devices import Replay, check_graph, home, numerics, on_gpu
 from ..training.models import refuse_when_rebuilding
+from ..training.recipe import Progress, Recipe, Result
 from .pruning import LayerCollapse
 
 

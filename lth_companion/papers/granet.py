@@ -77,8 +77,10 @@ from ..methods.pruning import prune
 from ..methods.stacking import scorer as parse
 from ..tickets import Ticket, generator
 from ..training import data as datasets
-from ..training.loop import Recipe, evaluate, fast_on, train
+from ..training.devices import fast_on
+from ..training.loop import evaluate, train
 from ..training.models import outline
+from ..training.recipe import Recipe
 from .learning_to_learn import _load, nudged
 
 # %% ../../nbs/papers/granet/00_trials.ipynb #05a5666f

@@ -65,10 +65,13 @@ from .. import __version__
 from ..methods.dynamic import Clock, DropGrow, Dynamic, initial_masks, segments
 from ..methods.dynamic import settings as method_settings
 from ..tickets import Ticket, generator, prunable
+from ..training.checkpoints import keep, resume
 from ..training.costs import inference_flops, positions, sizes, training_multiple
-from ..training.data import allow_tf32, import_torchvision
-from ..training.loop import Recipe, keep, resume, set_rate, step
+from ..training.data import allow_tf32
+from ..training.loop import set_rate, step
 from ..training.models import create
+from ..training.recipe import Recipe
+from ..training.sources import import_torchvision
 
 
 class ImagenetError(ValueError):

@@ -56,10 +56,10 @@ from ..methods.stacking import Method, call, check_init
 from ..methods.stacking import scorer as parse
 from ..tickets import Ticket, generator, prunable
 from ..training import data as datasets
-from ..training import loop as training
+from ..training import devices
 from ..training.cohorts import train_cohort
-from ..training.loop import Recipe
 from ..training.models import create
+from ..training.recipe import Recipe
 
 # %% ../../nbs/papers/learning_to_learn/00_trials.ipynb #41569738
 # raised by hand when results change
@@ -127,7 +127,7 @@ class TicketTrial(StartTrial):
 
     @model_validator(mode="after")
     def _possible(self):
-        training.check_device(self.recipe, self.device)
+        devices.check_device(self.recipe, self.device)
         return self
 
     @property
@@ -406,7 +406,8 @@ def make_ticket(trial: TicketTrial, net=None) -> tuple[Ticket, dict]:
 
 def _pretrained(trial, net):
     "The network after `pretrain` dense steps of the recipe, on batches of a stream of their own."
-    from lth_companion.training.loop import optimizer, order, step
+    from lth_companion.training.loop import optimizer, step
+    from lth_companion.training.recipe import order
 
     d, opt = _load(trial), optimizer(net, trial.recipe)
     stream = torch.cat(

@@ -65,10 +65,11 @@ from ..measures.correlation import both_overlaps, cosine, overlap, pearson, sign
 from ..methods.imp import admm, branch, check_rate, cut, shuffle_masks, smart_masks, spared
 from ..tickets import Ticket, generator, prunable
 from ..training import data as datasets
-from ..training import loop as training
+from ..training import devices
 from ..training.cohorts import train_cohort
-from ..training.loop import Recipe, evaluate, train
+from ..training.loop import evaluate, train
 from ..training.models import MLP, create, layer_shapes, outline
+from ..training.recipe import Recipe
 from .learning_to_learn import _load, nudged
 
 
@@ -89,7 +90,7 @@ class NetworkTrial(Trial):
     def _comparable(self):
         if self.recipe.patience is not None:
             raise ValueError("runs are compared at equal budgets; give the recipe patience=None")
-        training.check_device(self.recipe, self.device)
+        devices.check_device(self.recipe, self.device)
         return self
 
 
@@ -977,7 +978,7 @@ def correlation_settings(tier: str, device: str = "cpu", seeds: list = (), store
                 (3, 8),
                 basic + ["rewind", "one-shot WT", "one-shot P&F", "ADMM WT", "ADMM P&F"],
                 augment="crop-flip",
-                **training.fast_on(device),
+                **devices.fast_on(device),
             )
             for m in ("resnet-20", "vgg-11", "mobilenet-v2")
         ]

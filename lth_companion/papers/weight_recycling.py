@@ -60,8 +60,10 @@ from lth_companion.methods.supermasks import (
 from ..lab.store import active_store
 from ..measures.storage import Source, StorageError, bits_by_form
 from ..tickets import Ticket, generator
-from ..training.loop import Recipe, fast_on, train
+from ..training.devices import fast_on
+from ..training.loop import train
 from ..training.models import create
+from ..training.recipe import Recipe
 from .granet import SparseTrial, _images, _rate
 from .learning_to_learn import _load
 from .weight_correlation import NetworkTrial, Setup, ShapesTrial, _on_cpu, network

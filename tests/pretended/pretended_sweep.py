@@ -8,7 +8,7 @@ import time
 from typing import ClassVar
 
 from lth_companion.lab.trials import Trial
-from lth_companion.training.loop import Recipe
+from lth_companion.training.recipe import Recipe
 
 
 class OnDevice(Trial):
