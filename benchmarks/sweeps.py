@@ -13,10 +13,10 @@ import tempfile
 import time
 
 from lth_companion.lab import clusters
+from lth_companion.lab.sparse_trials import SparseTrial
 from lth_companion.lab.store import Store
 from lth_companion.lab.sweeps import Idle, Workers, groups, run
 from lth_companion.methods.dynamic import settings
-from lth_companion.papers.granet import SparseTrial
 from lth_companion.papers.learning_to_learn import TicketTrial
 from lth_companion.training.recipe import Recipe
 

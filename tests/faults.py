@@ -101,19 +101,11 @@ class Traced(Trial):
         return {k: row[k] for k in ("accuracy", "losses", "digest")}
 
     def lose(self):
+        from lth_companion.lab.sparse_trials import SparseTrial
         from lth_companion.methods.dynamic import settings
-        from lth_companion.papers import (
-            granet as sparse_training,
-        )
-        from lth_companion.papers import (
-            learning_to_learn as experiments,
-        )
-        from lth_companion.papers import (
-            weight_correlation as branches,
-        )
-        from lth_companion.papers import (
-            weight_recycling as searches,
-        )
+        from lth_companion.papers import learning_to_learn as experiments
+        from lth_companion.papers import weight_correlation as branches
+        from lth_companion.papers import weight_recycling as searches
         from lth_companion.training.recipe import Recipe
 
         common = dict(
@@ -123,7 +115,7 @@ class Traced(Trial):
         )
         trial = [
             lambda: experiments.TicketTrial(scorer="snip", density=0.1, **common),
-            lambda: sparse_training.SparseTrial(dynamic=settings("RigL", 0.1, interval=3), **common),
+            lambda: SparseTrial(dynamic=settings("RigL", 0.1, interval=3), **common),
             lambda: branches.BranchTrial(**common),
             lambda: searches.SupermaskTrial(
                 search=searches.settings_of("Edge-Popup", 0.3, 4),

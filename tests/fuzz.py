@@ -39,6 +39,7 @@ import torch
 from pydantic import ValidationError
 
 from lth_companion.lab import claims, clusters, reproduce
+from lth_companion.lab.sparse_trials import SparseTrial
 from lth_companion.lab.store import Store, StoreError, _envelope, seal, unseal
 from lth_companion.lab.sweeps import Idle, reason
 from lth_companion.measures import storage
@@ -49,7 +50,6 @@ from lth_companion.methods.pruning import prune
 from lth_companion.methods.scorers import ScoreError, magnitude
 from lth_companion.methods.stacking import Method, canonical, check_init, scorer
 from lth_companion.methods.supermasks import Search, Supermask
-from lth_companion.papers.granet import SparseTrial
 from lth_companion.papers.learning_to_learn import TicketTrial
 from lth_companion.papers.weight_recycling import SupermaskTrial
 from lth_companion.tickets import Ticket, TicketError, generator, prunable

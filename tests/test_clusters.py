@@ -29,8 +29,8 @@ from lth_companion.lab import store as T_store
 from lth_companion.lab import sweeps as T_sweeps
 from lth_companion.lab.clusters import ClusterError, WorkerLost, connect, read_config, start
 from lth_companion.lab.reproduce import read_provenance
+from lth_companion.lab.sparse_trials import SparseTrial
 from lth_companion.lab.sweeps import Idle
-from lth_companion.papers.granet import SparseTrial
 from lth_companion.papers.weight_recycling import SupermaskTrial
 
 # which a worker must not keep

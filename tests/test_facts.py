@@ -11,7 +11,9 @@ import numpy as np
 import pytest
 import torch
 
+from lth_companion.lab import experiments as shared
 from lth_companion.lab import trials as engine
+from lth_companion.lab.experiments import ShapesTrial, initial, network, shapes_of
 from lth_companion.lab.store import Store
 from lth_companion.lab.sweeps import run
 from lth_companion.methods.imp import cut
@@ -22,12 +24,8 @@ from lth_companion.papers.weight_correlation import (
     AgreementTrial,
     BranchTrial,
     RankingsTrial,
-    ShapesTrial,
-    initial,
-    network,
     renumbered,
     schedule_of,
-    shapes_of,
     sides,
     thirds,
     trained,
@@ -194,7 +192,7 @@ def test_alone_in_company_and_by_workers(tmp_path):
     ]
     go(trials, tmp_path / "together"), go(trials[::-1], tmp_path / "pool", workers=2)
     for t in trials:
-        branches._recent.clear()
+        shared._recent.clear()
         go([t], tmp_path / t.hash)
         alone, together, pool = (Store(tmp_path / folder).get(t) for folder in (t.hash, "together", "pool"))
         assert alone == together == pool and alone, t
@@ -350,7 +348,7 @@ def test_renumbered_units_change_no_output():
 
 
 def test_sides_stand_for_what_they_name():
-    branches._recent.clear()
+    shared._recent.clear()
     left, right = sides(pair(left="fresh", right="initial", other=4))
     assert left.digest == initial(dense(), "fresh").digest and right.digest == initial(dense(seed=4)).digest
     left, right = sides(pair(right="initial", noise=2.0, seed=1))

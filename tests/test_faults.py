@@ -16,6 +16,7 @@ from faults import FAULTS, Lab, NotHere, Traced, inject, kept_promise
 from test_reproduce import RUN, SHOW, START, TRIALS, clone, write_notebook  # noqa: F401 (clone is a fixture)
 
 from lth_companion.lab import claims, plots, reported
+from lth_companion.lab import experiments as shared
 from lth_companion.lab import sweeps as engine_sweeps
 from lth_companion.lab.cli import main
 from lth_companion.lab.reproduce import disk_mend, read_provenance
@@ -128,12 +129,12 @@ def test_a_swapped_data_file_is_refused(name, says, tmp_path, monkeypatch):
     first = run(trials[:1], tmp_path / "s", progress="silent")
     assert first.failed.isna().all(), first.failed[0]
     faults.write_tiny_data(name, relabelled=100)
-    for cached in (experiments._data, experiments._start):
+    for cached in (shared.cached_data, experiments._start):
         cached.cache_clear()  # a new worker
     refused = run(trials, tmp_path / "s", progress="silent")
     assert refused.failed[0] is None and pd.Series(refused.failed[1]).str.contains(says).all(), refused.failed[1]
     faults.write_tiny_data(name)
-    experiments._data.cache_clear()
+    shared.cached_data.cache_clear()
     assert run(trials, tmp_path / "s", progress="silent").attrs["ran"] == 1
 
 

@@ -293,13 +293,15 @@ def own(path):
 
 @pytest.mark.parametrize("path", CHAPTERS, **named)
 def test_a_module_imports_its_own_floor_and_those_below(path):
-    "In the order of the floors, and on a floor in the order of its notebooks."
+    "In the order of the floors, and on a floor in the order of its notebooks; a paper's module imports no other paper's."
     order, mine = [exported_as(p) for p in CHAPTERS], exported_as(path)
     late = {
         u for u in own(ROOT / "lth_companion" / f"{mine.replace('.', '/')}.py") if order.index(u) >= order.index(mine)
     }
     if mine.startswith("papers."):
-        late = {u for u in late if not u.startswith("papers.")}  # these have no order among themselves
+        same = {exported_as(p) for p in CHAPTERS if p.parent == path.parent}
+        late |= {u for u in own(ROOT / "lth_companion" / f"{mine.replace('.', '/')}.py") if u.startswith("papers.")}
+        late -= same  # a paper's own modules have no order
     assert not late, f"{path.name} imports {late}, which come later"
 
 

@@ -17,12 +17,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.nn.utils import prune as reference
 
+from lth_companion.lab import experiments as shared
 from lth_companion.lab import trials as engine
+from lth_companion.lab.experiments import network
 from lth_companion.lab.store import Store
 from lth_companion.lab.sweeps import run
 from lth_companion.methods.imp import admm, branch, check_rate, cut, imp, shuffle_masks, smart_masks, spared
 from lth_companion.papers import weight_correlation as branches
-from lth_companion.papers.weight_correlation import BranchTrial, below, dense, make_ticket, network, rewound, trained
+from lth_companion.papers.weight_correlation import BranchTrial, below, dense, make_ticket, rewound, trained
 from lth_companion.selection import SelectionError
 from lth_companion.tickets import Ticket, TicketError, generator, prunable
 from lth_companion.training import data as datasets
@@ -40,7 +42,7 @@ def small(**fields):
 
 @pytest.fixture(autouse=True)
 def forget():
-    branches._recent.clear()
+    shared._recent.clear()
 
 
 # --- the cut
@@ -256,7 +258,7 @@ def test_levels_rewind_to_the_bit_and_a_level_repeats_itself(tmp_path):
     for n, w in ticket.weights.items():
         assert torch.equal(w, start.weights[n])
     alone = type(levels[3]).model_validate_json(engine.dumps(levels[3].identity["fields"]))  # as from its file
-    branches._recent.clear()
+    shared._recent.clear()
     again = run([alone], Store(tmp_path / "b"), progress=False).iloc[0]
     for key in ("digest", "losses", "accuracies", "with_init", "with_trained"):
         assert again[key] == rows.iloc[3][key]
@@ -314,7 +316,7 @@ def test_a_diverged_run_is_a_result_and_is_trained_once(tmp_path, monkeypatch):
     assert rows["diverged"][0] == 1 and rows["failed"][0] is None and trained_levels.count(0) == 1, trained_levels
     for why in rows["failed"][1:]:
         assert why.startswith("The dense run of seed 0 diverged in epoch 1, so nothing can be cut from it")
-    branches._recent.clear(), trained_levels.clear()
+    shared._recent.clear(), trained_levels.clear()
     assert (
         run(trials, Store(tmp_path), progress=False)["failed"].tolist() == rows["failed"].tolist()
         and 0 not in trained_levels
@@ -368,7 +370,7 @@ def test_results_from_a_pack_bring_no_tickets_and_branches_train_them_again(tmp_
     first.pack(tmp_path / "p.jsonl.xz")
     second = Store(tmp_path / "b")
     second.attach(tmp_path / "p.jsonl.xz")
-    branches._recent.clear()
+    shared._recent.clear()
     more = [*levels, small(masks="imp", level=1, start="fresh")]
     got, want = run(more, second, progress=False), run(more, first, progress=False)
     assert (
@@ -383,7 +385,7 @@ def test_a_damaged_ticket_is_made_anew(tmp_path):
     run([small()], store, progress=False)
     file = next((tmp_path / "tickets").glob("*.safetensors"))
     file.write_bytes(file.read_bytes()[:100])
-    branches._recent.clear()
+    shared._recent.clear()
     assert run([small(masks="one-shot", level=2)], store, progress=False).failed.isna().all()
     Ticket.load(file)
 

@@ -25,6 +25,8 @@ from torch import nn
 
 import lth_companion
 from lth_companion import selection, tickets
+from lth_companion.lab import experiments as shared
+from lth_companion.lab.sparse_trials import SparseTrial
 from lth_companion.lab.store import Store, encode
 from lth_companion.lab.sweeps import Idle, run
 from lth_companion.lab.trials import KINDS, Trial, dumps
@@ -73,12 +75,12 @@ def cuda():
 
 def forget():
     "Empty what the library remembers between trials."
-    branches._recent.clear()
+    shared._recent.clear()
     for cached in (
-        experiments._data,
+        shared.cached_data,
         experiments._start,
         experiments._pixel_spread,
-        experiments._same_content,
+        shared._same_content,
         sparse_training._dense_run,
     ):
         cached.cache_clear()
@@ -611,7 +613,7 @@ DYNAMIC_OPTIONS = {
 
 
 def sparse_examples():
-    T = sparse_training.SparseTrial
+    T = SparseTrial
     found = {
         "dense": T(**LENET),
         "dense conv-2": T(**CONV),
@@ -814,7 +816,7 @@ def images_examples():
 
 
 def shapes_examples():
-    T = branches.ShapesTrial
+    T = shared.ShapesTrial
     return {
         f"{m} {w}": T(model=m, shape=(3, 32, 32), width=w) for m in ("conv-2", "resnet-20") for w in (0.25, 0.5)
     } | {"LeNet": T()}
@@ -992,8 +994,8 @@ def gpu_examples():
     conv, S = CONV | dict(recipe=EXACT.model_copy(update=dict(augment="crop-flip"))), searches.settings_of
     return {
         "sparse": [
-            sparse_training.SparseTrial(**conv, scorer="snip", density=0.2),
-            sparse_training.SparseTrial(**conv, dynamic=settings("GraNet (s_i=0.5)", 0.2, interval=2)),
+            SparseTrial(**conv, scorer="snip", density=0.2),
+            SparseTrial(**conv, dynamic=settings("GraNet (s_i=0.5)", 0.2, interval=2)),
         ],
         "branch": [
             branches.BranchTrial(**conv, masks="imp", level=1),

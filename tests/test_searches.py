@@ -20,6 +20,7 @@ from hypothesis import settings as few_examples
 from hypothesis import strategies as st
 
 from lth_companion.lab import trials as engine
+from lth_companion.lab.experiments import load_data, network
 from lth_companion.lab.store import Store
 from lth_companion.lab.sweeps import run
 from lth_companion.measures.diversity import (
@@ -35,8 +36,6 @@ from lth_companion.measures.diversity import (
 from lth_companion.measures.storage import Source, bits, possible
 from lth_companion.methods.supermasks import Search, Supermask, frozen_weights, search, top_scores
 from lth_companion.papers import weight_recycling as S
-from lth_companion.papers.learning_to_learn import _load
-from lth_companion.papers.weight_correlation import network
 from lth_companion.papers.weight_recycling import (
     MAIN,
     METHODS,
@@ -353,7 +352,7 @@ def found():
     with tempfile.TemporaryDirectory() as folder:
         rows = go(trials, folder)
     return [
-        (t, *search(network(t), _load(t), t.recipe, t.search, t.seed), row)
+        (t, *search(network(t), load_data(t), t.recipe, t.search, t.seed), row)
         for t, (_, row) in zip(trials, rows.iterrows())
     ]
 
@@ -451,13 +450,13 @@ def test_weight_facts_of_layers_that_keep_nothing_or_all():
 
 def test_frozen_weights_of_a_trained_network(tmp_path):
     "Those of the dense training, whose values no seed tells."
-    from lth_companion.papers.weight_correlation import initial
+    from lth_companion.lab.experiments import initial
     from lth_companion.training.loop import train
 
     recipe = Recipe(momentum=0.9, batch_size=128, max_epochs=2, patience=None)
     trial = small("Edge-Popup", trained=recipe)
     row, start = go([trial], tmp_path).iloc[0], initial(trial)
-    dense = train(start.apply(network(trial)), _load(trial), recipe, start.masks, trial.seed).ticket
+    dense = train(start.apply(network(trial)), load_data(trial), recipe, start.masks, trial.seed).ticket
     assert "seed" not in row.bits and "binary" not in row.bits
     for n, v in row.layers.items():
         assert v["first_rms"] == pytest.approx(float(dense.weights[n].double().square().mean().sqrt()), abs=1e-6)
@@ -477,7 +476,7 @@ def test_masks_on_the_way_are_recorded(tmp_path):
     row, shapes, seen = go([trial], tmp_path).iloc[0], {n: w.shape for n, w in prunable(network(trial)).items()}, {}
     result, work = search(
         network(trial),
-        _load(trial),
+        load_data(trial),
         trial.recipe,
         trial.search,
         trial.seed,
@@ -539,7 +538,7 @@ def members(trial):
 
         result, work = search(
             network(trial),
-            _load(trial),
+            load_data(trial),
             trial.recipe,
             trial.search,
             seeds["order"],
@@ -562,7 +561,7 @@ def members(trial):
     ids=lambda t: f"{t.vary}, {t.search.change}",
 )
 def test_an_ensemble_is_chapter_27_on_its_members(trial, tmp_path):
-    row, data, who = go([trial], tmp_path).iloc[0], _load(trial), members(trial)
+    row, data, who = go([trial], tmp_path).iloc[0], load_data(trial), members(trial)
     works, outs = [w for _, w, _ in who], [logits(w.model, data) for _, w, _ in who]
     masks = [r.ticket.masks for r, _, _ in who]
     assert [(p["a"], p["b"]) for p in row.pairs] == list(combinations(range(trial.members), 2))

@@ -18,18 +18,12 @@ from apart import as_near_as_seeds
 
 from lth_companion.lab import store as engine_store
 from lth_companion.lab import trials as engine
+from lth_companion.lab.sparse_trials import SparseTrial
 from lth_companion.lab.store import Store
 from lth_companion.lab.sweeps import run
 from lth_companion.methods.dynamic import settings
 from lth_companion.papers import granet as S
-from lth_companion.papers.granet import (
-    PlasticityTrial,
-    SparseTrial,
-    granet_settings,
-    plasticity_trial,
-    sparse_trial,
-    table_trials,
-)
+from lth_companion.papers.granet import PlasticityTrial, granet_settings, plasticity_trial, sparse_trial, table_trials
 from lth_companion.training.recipe import Recipe
 
 FEW = Recipe(lr=0.1, momentum=0.9, nesterov=True, weight_decay=5e-4, batch_size=128, max_epochs=3, patience=None)

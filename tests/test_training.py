@@ -448,8 +448,8 @@ def test_one_graph_after_another():
 @pytest.mark.gpu
 def test_processes_side_by_side_give_what_one_gives(tmp_path):
     "Four workers on one GPU, graphs in each; under MPS if it runs."
+    from lth_companion.lab.sparse_trials import SparseTrial
     from lth_companion.methods.dynamic import settings as method
-    from lth_companion.papers.granet import SparseTrial
 
     r = recipe(graph=True, memory_format="channels_last", batch_size=128, max_epochs=4, milestones=(2,))
     trials = [

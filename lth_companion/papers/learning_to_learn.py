@@ -14,7 +14,6 @@ __all__ = [
     "start",
     "layer_sizes",
     "find_masks",
-    "nudged",
     "make_ticket",
     "train_tickets",
     "level_densities",
@@ -33,7 +32,6 @@ __all__ = [
 # %% ../../nbs/papers/learning_to_learn/00_trials.ipynb #78d241cd
 import copy
 import math
-import time
 import warnings
 from collections import namedtuple
 from functools import lru_cache
@@ -44,8 +42,9 @@ import numpy as np
 import torch
 from pydantic import Field, field_validator, model_validator
 
+from ..lab.experiments import cached_data, load_data, nudged
 from ..lab.machine import stack_rate
-from ..lab.store import Store, active_store
+from ..lab.store import active_store
 from ..lab.trials import Trial, changed_fields, digest
 from ..measures.correlation import jaccard
 from ..methods.imp import random_masks, shuffle_masks
@@ -55,7 +54,6 @@ from ..methods.scorers import SCORERS, grasp, lookup
 from ..methods.stacking import Method, call, check_init
 from ..methods.stacking import scorer as parse
 from ..tickets import Ticket, generator, prunable
-from ..training import data as datasets
 from ..training import devices
 from ..training.cohorts import train_cohort
 from ..training.models import create
@@ -197,46 +195,11 @@ def _cost(trial) -> float:
 TicketTrial.cost = _cost
 
 
-# %% ../../nbs/papers/learning_to_learn/00_trials.ipynb #ac778e22
-@lru_cache(maxsize=2)
-def _data(name, device, train_size, validation):
-    return datasets.load(name, device=device, train_size=train_size, validation=validation)
-
-
-def _load(trial):
-    d = _data(trial.data, trial.device, trial.train_size, trial.validation)
-    if (store := active_store()) and not datasets.facts(d.id).checksum:
-        _same_content(str(store.root), d.id, d.checksum)
-    return d
-
-
-@lru_cache(maxsize=64)
-def _same_content(root, id, checksum):
-    """See that all trials of a store are made with one content of a data set whose checksum no table knows; a
-    `DataError` if the file was swapped.
-    """
-    store, turn = Store(root), digest(["data", id])
-    while not store.claim(turn):
-        time.sleep(0.01)  # two workers may be the first at once
-    try:
-        known = store.memo("data", id)
-        if known is None:
-            store.memo_put("data", id, checksum)
-    finally:
-        store.claim(turn, on=False)
-    if known not in (None, checksum):
-        raise datasets.DataError(
-            f"{datasets.facts(id).title} on this machine has other content than the results in {root} were made with"
-            f" (its checksum begins {checksum[:8]}, theirs {known[:8]}): put the file back, or set LTH_RUNS to another"
-            " folder."
-        )
-
-
 # %% ../../nbs/papers/learning_to_learn/00_trials.ipynb #9a61c0d7
 @lru_cache(maxsize=8)
 def _start(data, device, train_size, validation, model, seed, init, reading, images, shuffled):
     "The initial network's state: all parameters, in a dict. Cached: the methods of a seed share it."
-    d = _data(data, device, train_size, validation)
+    d = cached_data(data, device, train_size, validation)
     net = create(model, d.shape, d.classes, generator(seed, "init")).to(device)
     if init != "standard":
         kind, _, name = init.partition(":")
@@ -253,7 +216,7 @@ def _start(data, device, train_size, validation, model, seed, init, reading, ima
 
 def start(trial: StartTrial, init: str = None) -> torch.nn.Module:
     "The network before pruning, of the trial's initialisation or of another one (`init`) of the same seed."
-    d = _load(trial)
+    d = load_data(trial)
     net = create(trial.model, d.shape, d.classes, generator(trial.seed, "init")).to(trial.device)
     state = _start(
         trial.data,
@@ -311,7 +274,7 @@ StartTrial.cost = lambda t: 1.0 if ":" in t.init else 0.1
 # %% ../../nbs/papers/learning_to_learn/00_trials.ipynb #c80bb733
 def _batches(trial, level=0):
     draw = generator(trial.seed, "batch", level)
-    return _load(trial).scoring_batches(trial.score_images, draw, batch_size=256 if trial.score_images else 10_000)
+    return load_data(trial).scoring_batches(trial.score_images, draw, batch_size=256 if trial.score_images else 10_000)
 
 
 def _inverted(scorer):
@@ -359,7 +322,7 @@ def _other_weights(trial, net, masks):
     if trial.weights == "same":
         return own
     if trial.weights == "gaussian":
-        d = _load(trial)
+        d = load_data(trial)
         return {
             n: p.detach()
             for n, p in prunable(create(trial.model, d.shape, d.classes, generator(trial.seed, "fresh"))).items()
@@ -373,20 +336,6 @@ def _other_weights(trial, net, masks):
         w[kept] = values[torch.randperm(len(values), generator=draw)]
         out[n] = w
     return out
-
-
-def nudged(ticket: Ticket, rank: int) -> Ticket:
-    "The ticket with its rank-th largest kept weight moved by one unit in the last place."
-    flat = torch.cat([w.abs().flatten() for w in ticket.effective.values()])
-    place = int(torch.topk(flat, rank).indices[-1])
-    weights = {n: w.clone() for n, w in ticket.weights.items()}
-    for _n, w in weights.items():
-        if place < w.numel():
-            v = w.view(-1)
-            v[place] = torch.nextafter(v[place], v[place] * 2)
-            break
-        place -= w.numel()
-    return Ticket(weights, ticket.masks, ticket.rest)
 
 
 # %% ../../nbs/papers/learning_to_learn/00_trials.ipynb #d5b7304e
@@ -409,7 +358,7 @@ def _pretrained(trial, net):
     from lth_companion.training.loop import optimizer, step
     from lth_companion.training.recipe import order
 
-    d, opt = _load(trial), optimizer(net, trial.recipe)
+    d, opt = load_data(trial), optimizer(net, trial.recipe)
     stream = torch.cat(
         [
             order(trial.seed, e, len(d.train_y), level=-1)
@@ -435,7 +384,7 @@ def _without_biases(net):
 
 # %% ../../nbs/papers/learning_to_learn/00_trials.ipynb #d9f11cfc
 def _key(trial, ticket, level) -> str:
-    d = _load(trial)
+    d = load_data(trial)
     return digest(
         {
             "ticket": ticket.digest,
@@ -492,7 +441,7 @@ def train_tickets(
     if todo:
         recipe = trial.recipe
         for k, r in zip(
-            todo, train_cohort([tickets[keys.index(k)] for k in todo], _load(trial), recipe, trial.seed, level)
+            todo, train_cohort([tickets[keys.index(k)] for k in todo], load_data(trial), recipe, trial.seed, level)
         ):
             done[k] = (_summary(r, recipe), r.ticket, r.gradient)
             if store:
@@ -565,7 +514,7 @@ def run_levels(trial: TicketTrial) -> tuple[dict, Ticket, Ticket, dict]:
         ticket = Ticket(full, masks, trained.rest) if last else Ticket(begin.weights, masks, begin.rest)
     summary, trained, _ = train_tickets(trial, [ticket], trial.levels, need_weights=trial.histograms)[0]
     notes["total_iterations"] = summary["iterations"] + sum(notes["level_epochs"]) * math.ceil(
-        len(_load(trial).train_y) / trial.recipe.batch_size
+        len(load_data(trial).train_y) / trial.recipe.batch_size
     )
     return summary, ticket, trained, notes
 
@@ -573,7 +522,7 @@ def run_levels(trial: TicketTrial) -> tuple[dict, Ticket, Ticket, dict]:
 # %% ../../nbs/papers/learning_to_learn/00_trials.ipynb #760c986a
 @lru_cache(maxsize=2)
 def _pixel_spread(*key):
-    return _data(*key).normalise(_data(*key).train_x).flatten(1).std(0).cpu()
+    return cached_data(*key).normalise(cached_data(*key).train_x).flatten(1).std(0).cpu()
 
 
 def mask_facts(trial: TicketTrial, ticket: Ticket) -> dict:
@@ -820,7 +769,7 @@ class ImagesTrial(Trial):
     def run_group(cls, trials):
         rows = []
         for t in trials:
-            d, spread = _data(t.data, "cpu", t.train_size, 0), _pixel_spread(t.data, "cpu", t.train_size, 0)
+            d, spread = cached_data(t.data, "cpu", t.train_size, 0), _pixel_spread(t.data, "cpu", t.train_size, 0)
             rows.append(
                 {
                     "shape": list(d.shape),

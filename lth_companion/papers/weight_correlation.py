@@ -7,16 +7,10 @@ __all__ = [
     "P",
     "CHANGES",
     "BRANCHES",
-    "NetworkTrial",
     "BranchTrial",
     "dense",
     "below",
     "is_level",
-    "network",
-    "outlined",
-    "initial",
-    "steps",
-    "fit",
     "Diverged",
     "trained",
     "rewound",
@@ -24,8 +18,6 @@ __all__ = [
     "find_masks",
     "make_ticket",
     "agreement",
-    "ShapesTrial",
-    "shapes_of",
     "RankingsTrial",
     "within",
     "across",
@@ -37,8 +29,6 @@ __all__ = [
     "renumbered",
     "AgreementTrial",
     "sides",
-    "Setup",
-    "leave_out",
     "Setting",
     "schedule_of",
     "correlation_settings",
@@ -48,52 +38,46 @@ __all__ = [
 
 # %% ../../nbs/papers/weight_correlation/00_trials.ipynb #83fcf524
 import math
-from collections import OrderedDict
 from dataclasses import dataclass
 from itertools import cycle
-from pathlib import Path
 from typing import ClassVar, Literal
 
 import numpy as np
 import torch
 from pydantic import Field, model_validator
 
-from ..lab.machine import flops, gpu_rate
+from lth_companion.lab.experiments import (
+    SHARED,
+    NetworkTrial,
+    Setup,
+    ShapesTrial,
+    fit,
+    initial,
+    kept_ticket,
+    load_data,
+    macs,
+    network,
+    nudged,
+    on_cpu,
+    outline_of,
+    stepped,
+    steps,
+    ticket_file,
+)
+
+from ..lab.machine import gpu_rate
 from ..lab.store import active_store
-from ..lab.trials import Trial
 from ..measures.correlation import both_overlaps, cosine, overlap, pearson, sign_agreement
 from ..methods.imp import admm, branch, check_rate, cut, shuffle_masks, smart_masks, spared
 from ..tickets import Ticket, generator, prunable
 from ..training import data as datasets
 from ..training import devices
-from ..training.cohorts import train_cohort
 from ..training.loop import evaluate, train
-from ..training.models import MLP, create, layer_shapes, outline
+from ..training.models import layer_shapes
 from ..training.recipe import Recipe
-from .learning_to_learn import _load, nudged
 
 
 # %% ../../nbs/papers/weight_correlation/00_trials.ipynb #100e95b8
-class NetworkTrial(Trial):
-    "What every trial of a network on a data set says; `width` multiplies the network's own."
-
-    data: str = "mnist"
-    train_size: int | None = None  # images of the fixed subset; None: all
-    validation: int = 0  # held-out training images
-    model: str = "lenet-300-100"
-    width: float = Field(1.0, gt=0)
-    recipe: Recipe = Recipe(lr=0.1, momentum=0.9, batch_size=128, patience=None)
-    seed: int = 0
-    device: Literal["cpu", "cuda"] = "cpu"
-
-    @model_validator(mode="after")
-    def _comparable(self):
-        if self.recipe.patience is not None:
-            raise ValueError("runs are compared at equal budgets; give the recipe patience=None")
-        devices.check_device(self.recipe, self.device)
-        return self
-
-
 class BranchTrial(NetworkTrial):
     "A ticket cut from a dense run: mask, starting weights, training (facts on weight correlation, 4.1 to 4.3)."
 
@@ -138,12 +122,11 @@ class BranchTrial(NetworkTrial):
 # %% ../../nbs/papers/weight_correlation/00_trials.ipynb #4097673a
 # raised by hand when results change
 _VERSIONS = dict(data=1, model=1, selection=1, training=1, cohort=1, imp=1, branch=1)
-_SHARED = tuple(NetworkTrial.model_fields)
 
 
 def dense(trial: BranchTrial) -> BranchTrial:
     "The dense run that a trial is a branch of."
-    return BranchTrial(**{k: getattr(trial, k) for k in _SHARED})
+    return BranchTrial(**{k: getattr(trial, k) for k in SHARED})
 
 
 def below(trial: BranchTrial) -> BranchTrial:
@@ -173,99 +156,12 @@ def is_level(trial: BranchTrial) -> bool:
 
 
 BranchTrial.components = lambda t: dict(_VERSIONS)
-BranchTrial.group_key = lambda t: (*(getattr(t, k) for k in _SHARED), is_level(t))
 
 
-# %% ../../nbs/papers/weight_correlation/00_trials.ipynb #ddc9c491
-def network(trial: BranchTrial, purpose: str = "init") -> torch.nn.Module:
-    "The network of a trial, drawn from the generator of its seed and a purpose."
-    return _fresh(trial, purpose).to(trial.device)
-
-
-def _fresh(trial, purpose):
-    d = datasets.facts(trial.data)
-    return create(trial.model, d.shape, d.classes, generator(trial.seed, purpose), trial.width)
-
-
-def outlined(trial: NetworkTrial) -> torch.nn.Module:
-    "The network of a trial on the meta device, where it is counted and not drawn."
-    d = datasets.facts(trial.data)
-    return outline(trial.model, d.shape, d.classes, trial.width)
-
-
-def initial(trial: BranchTrial, purpose: str = "init") -> Ticket:
-    "The dense ticket of that network before training. All tickets here live on the CPU, whatever trains them."
-    return Ticket.of(_fresh(trial, purpose))
-
-
-def _on_cpu(ticket):
-    return ticket and Ticket(
-        *({n: t.cpu() for n, t in part.items()} for part in (ticket.weights, ticket.masks, ticket.rest))
-    )
-
-
-def steps(trial: BranchTrial) -> int:
-    "Iterations in an epoch of the trial."
-    return math.ceil(
-        (trial.train_size or datasets.facts(trial.data).counts[0] - trial.validation) / trial.recipe.batch_size
-    )
-
-
-def _in_cohorts(trial):
-    return (
-        trial.device == "cpu"
-        and not (trial.recipe.augment or trial.recipe.label_smoothing)
-        and isinstance(_fresh(trial, "init"), MLP)
-    )
-
-
-def fit(trial: BranchTrial, tickets: list[Ticket], begin: int = 0) -> list:
-    "The `Result`s of training tickets by the trial's recipe from iteration `begin` of its schedule."
-    if _in_cohorts(trial):
-        return train_cohort(tickets, _load(trial), trial.recipe, trial.seed, begin=begin)
-    results = [
-        train(t.apply(network(trial)), _load(trial), trial.recipe, t.masks, trial.seed, begin=begin) for t in tickets
-    ]
-    for result in results:
-        result.ticket = _on_cpu(result.ticket)
-    return results
+BranchTrial.group_key = lambda t: (*(getattr(t, k) for k in SHARED), is_level(t))
 
 
 # %% ../../nbs/papers/weight_correlation/00_trials.ipynb #29307852
-_recent = OrderedDict()
-
-
-def _remember(key, value, keep=24):
-    _recent[key] = value
-    _recent.move_to_end(key)
-    while len(_recent) > keep:
-        _recent.popitem(last=False)
-    return value
-
-
-def _file(key):
-    store = active_store()
-    return store and Path(store.root) / "tickets" / f"{key}.safetensors"
-
-
-def _kept(key, make):
-    "The ticket of that key: remembered, on disk, or made and put there."
-    file = _file(key)
-    where = (file, key)
-    if where in _recent:
-        return _remember(where, _recent[where])
-    if file and file.exists():
-        try:
-            return _remember(where, Ticket.load(file))
-        except ValueError:
-            pass  # damaged: made anew
-    ticket = make()
-    if file:
-        file.parent.mkdir(parents=True, exist_ok=True)
-        ticket.save(file)
-    return _remember(where, ticket)
-
-
 def _known(trial):
     "The row of a level that the store has from an earlier run, or None."
     store = active_store()
@@ -291,7 +187,7 @@ def trained(trial: BranchTrial) -> Ticket:
             f" {row['diverged']}, so nothing can be cut from it; lower the learning rate."
         )
 
-    return _kept(trial.hash, make)
+    return kept_ticket(trial.hash, make)
 
 
 def rewound(trial: BranchTrial) -> Ticket:
@@ -306,10 +202,10 @@ def rewound(trial: BranchTrial) -> Ticket:
 
     def make():
         start = initial(base)
-        return _on_cpu(
+        return on_cpu(
             train(
                 start.apply(network(base)),
-                _load(base),
+                load_data(base),
                 base.recipe,
                 start.masks,
                 base.seed,
@@ -318,7 +214,7 @@ def rewound(trial: BranchTrial) -> Ticket:
             ).saved[trial.rewind]
         )
 
-    return _kept(f"{base.hash}-{trial.rewind}", make)
+    return kept_ticket(f"{base.hash}-{trial.rewind}", make)
 
 
 # %% ../../nbs/papers/weight_correlation/00_trials.ipynb #ace65aa7
@@ -356,7 +252,7 @@ def _admm(trial, spare):
         net = trained(dense(trial)).apply(network(trial))
         masks, notes = admm(
             net,
-            _load(trial),
+            load_data(trial),
             trial.recipe,
             trial.density,
             trial.scope,
@@ -366,10 +262,10 @@ def _admm(trial, spare):
             1,
             trial.admm_rho,
         )
-        return _on_cpu(Ticket(masks, masks, {"residual": torch.tensor(notes["residual"])}))
+        return on_cpu(Ticket(masks, masks, {"residual": torch.tensor(notes["residual"])}))
 
     key = trial.model_copy(update=dict(start="init", rewind=0, shuffled=False, nudge=0)).hash
-    ticket = _kept(f"{key}-admm", make)
+    ticket = kept_ticket(f"{key}-admm", make)
     return ticket.masks, {"admm_residual": [round(float(r), 4) for r in ticket.rest["residual"]]}
 
 
@@ -458,8 +354,9 @@ def _train_level(trial):
                 _numbers(overlap({n: w.detach().cpu() for n, w in prunable(net).items()}, ticket.weights, 0.2))[0]
             )
 
-    result = train(ticket.apply(network(trial)), _load(trial), trial.recipe, ticket.masks, trial.seed, on_epoch=watch)
-    result.ticket = _on_cpu(result.ticket)
+    net, data = ticket.apply(network(trial)), load_data(trial)
+    result = train(net, data, trial.recipe, ticket.masks, trial.seed, on_epoch=watch)
+    result.ticket = on_cpu(result.ticket)
     return (ticket, notes | {"history": history}), result
 
 
@@ -472,10 +369,10 @@ def _run_group(cls, trials):
     done = {}
     for t in sorted((t for t in trials if is_level(t)), key=lambda t: t.level):
         store, row = active_store(), _known(t)
-        if row is None or not (row["diverged"] or _file(t.hash).exists()):
+        if row is None or not (row["diverged"] or ticket_file(t.hash).exists()):
             (ticket, notes), result = _train_level(t)
             if result.ticket is not None:
-                _kept(t.hash, lambda result=result: result.ticket)
+                kept_ticket(t.hash, lambda result=result: result.ticket)
             row = _row(t, ticket, result, notes, _references(t, ticket) if result.ticket is not None else {})
             if store:
                 store.memo_put("level", t.hash, row)
@@ -493,16 +390,11 @@ BranchTrial.run_group = classmethod(_run_group)
 
 
 # %% ../../nbs/papers/weight_correlation/00_trials.ipynb #f76d8a8e
-def _macs(model, width, shape, classes):
-    return flops(model, width, shape, classes) // 2  # multiplications of one forward pass
-
-
 def _cost(trial) -> float:
     """Estimated core-seconds of its own training: three passes at the rates measured on two cores; on a GPU,
     seconds of one process at the rates of an H200.
     """
     facts = datasets.facts(trial.data)
-    macs = _macs(trial.model, trial.width, facts.shape, facts.classes)
     images = ((trial.train_size or facts.counts[0]) + facts.counts[1] / 3) * trial.recipe.max_epochs - _begin(
         trial
     ) * trial.recipe.batch_size
@@ -511,53 +403,11 @@ def _cost(trial) -> float:
     kept, rate = (
         (trial.density if trial.density < 0.2 else 1.0, 7e10) if trial.model.startswith("lenet") else (1.0, 3e10)
     )
-    return images * macs * kept * 6 / rate + 0.3
+    each = macs(trial.model, trial.width, facts.shape, facts.classes)
+    return images * each * kept * 6 / rate + 0.3
 
 
 BranchTrial.cost = _cost
-
-
-# %% ../../nbs/papers/weight_correlation/00_trials.ipynb #5d0c7a11
-class ShapesTrial(Trial):
-    """The shapes of a network's layers and the bits of all else that its tickets store: whole numbers, the same on
-    every machine.
-    """
-
-    kind: ClassVar[str] = "network-shapes"
-    versions: ClassVar[dict] = dict(model=1)
-    model: str = "lenet-300-100"
-    shape: tuple[int, int, int] = (1, 28, 28)  # of an image
-    classes: int = 10
-    width: float = Field(1.0, gt=0)
-
-    @classmethod
-    def run_group(cls, trials):
-        return [_shapes(t) for t in trials]
-
-    def cost(self):
-        return 0.05
-
-
-def shapes_of(trial: NetworkTrial) -> ShapesTrial:
-    "The shapes of the network that a trial trains."
-    facts = datasets.facts(trial.data)
-    return ShapesTrial(model=trial.model, shape=facts.shape, classes=facts.classes, width=trial.width)
-
-
-def _outline(trial):
-    return outline(trial.model, trial.shape, trial.classes, trial.width)
-
-
-def _shapes(trial) -> dict:
-    "`layers`: name and shape in canonical order (a stored dict would be sorted by name)."
-    net = _outline(trial)
-    layers = layer_shapes(net)
-    rest = [t for n, t in net.state_dict().items() if n not in layers]
-    return {
-        "layers": [[n, list(s)] for n, s in layers.items()],
-        "weights": sum(map(math.prod, layers.values())),
-        "rest_bits": sum(8 * t.element_size() * t.numel() for t in rest),
-    }
 
 
 # %% ../../nbs/papers/weight_correlation/00_trials.ipynb #9be24f06
@@ -581,7 +431,7 @@ class RankingsTrial(ShapesTrial):
 
 
 def _rank(trial) -> dict:
-    draw, shapes = generator(trial.seed, "rankings"), layer_shapes(_outline(trial))
+    draw, shapes = generator(trial.seed, "rankings"), layer_shapes(outline_of(trial))
 
     def weights():
         return {n: torch.randn(math.prod(s), generator=draw) for n, s in shapes.items()}
@@ -717,7 +567,7 @@ class AgreementTrial(NetworkTrial):
 AgreementTrial.components = lambda t: (
     {k: _VERSIONS[k] for k in ("data", "model", "selection", "training", "imp", "branch")} | {"agreement": 1}
 )
-AgreementTrial.group_key = lambda t: tuple(getattr(t, k) for k in _SHARED)
+AgreementTrial.group_key = lambda t: tuple(getattr(t, k) for k in SHARED)
 AgreementTrial.cost = lambda t: 0.5  # the dense run is shared
 
 
@@ -728,7 +578,7 @@ def _places(trial, a, b) -> dict:
     """
     name, first = next(iter(a.items()))
     parts = {n: (a[n], b[n]) for n in a}
-    if first.dim() == 2 and 0 < (dark := (_load(trial).train_x.amax(0) == 0).flatten().cpu()).sum() < len(dark):
+    if first.dim() == 2 and 0 < (dark := (load_data(trial).train_x.amax(0) == 0).flatten().cpu()).sum() < len(dark):
         parts |= {
             f"{name}, {label}": (a[name][:, at], b[name][:, at]) for label, at in (("dark", dark), ("lit", ~dark))
         }
@@ -770,7 +620,7 @@ def _agree(trial) -> dict:
     row = agreement(left, right.weights, trial.p, 10)
     if trial.right == "trained":
         # of the right side as a network
-        row["accuracy"] = round(evaluate(right.apply(network(trial)), _load(trial))[1], 4)
+        row["accuracy"] = round(evaluate(right.apply(network(trial)), load_data(trial))[1], 4)
     return row if trial.density < 1 else row | _places(trial, left.weights, right.weights)
 
 
@@ -778,53 +628,6 @@ AgreementTrial.run_group = classmethod(lambda cls, trials: [_agree(t) for t in t
 
 
 # %% ../../nbs/papers/weight_correlation/00_trials.ipynb #80428f2a
-@dataclass(frozen=True)
-class Setup:
-    "A network on a data set by name: the `fields` that all its trials share, and its recipe."
-
-    name: str
-    fields: dict
-    recipe: Recipe
-
-    @property
-    def measured_on(self) -> str:
-        "Network and data in full, for verdicts and tables."
-        model, width, n = (self.fields.get(k) for k in ("model", "width", "train_size"))
-        network = ("LeNet-300-100" if model in (None, "lenet-300-100") else model) + (
-            f" at width {width:g}" if width not in (None, 1) else ""
-        )
-        return (
-            f"{network} on {n or datasets.facts(self.fields['data']).counts[0]:,} {self.name.split(' on ')[1]} images"
-        )
-
-    def available(self, store, trials) -> bool:
-        """Whether all `trials` of the setting are in the store, or its data set is on this machine (MNIST can
-        always be fetched).
-        """
-        if self.fields["data"] == "mnist" or all(t in store for t in trials):
-            return True
-        return any(row["here"] for row in datasets.status() if row["name"] == self.fields["data"])
-
-    @property
-    def left_out(self) -> str:
-        "What a notebook prints of a setting that it cannot run."
-        return (
-            f"left out: {self.name} ({self.fields['data']} is not on this machine: lth data fetch"
-            f" {self.fields['data']})"
-        )
-
-
-def leave_out(asked: dict, settings: dict, store):
-    """Drop from `asked` (setting -> tuples that end in a trial) and from `settings`, with a printed line, what is
-    not `available`; never the first, which decides the claims.
-    """
-    for name in list(asked)[1:]:
-        if settings[name].available(store, [t for *_, t in asked[name]]):
-            continue
-        print(settings[name].left_out)
-        del asked[name], settings[name]
-
-
 @dataclass(frozen=True)
 class Setting(Setup):
     """What the weight-correlation notebooks run on one network: `lrs` (small, large), `seeds`, `levels` of IMP, and
@@ -856,31 +659,11 @@ BRANCHES = {
 }
 
 
-def _stepped(epochs, parts, fields):
-    """A recipe over `epochs` with momentum 0.9 and batch 128, a tenth of the rate after each of the `parts` of the
-    run; `fields` are the paper's own.
-    """
-    milestones = tuple(sorted({m for m in (round(epochs * p) for p in parts) if 0 < m < epochs}))
-    return Recipe(
-        **(
-            dict(
-                momentum=0.9,
-                batch_size=128,
-                max_epochs=epochs,
-                patience=None,
-                schedule="milestones" if milestones else "constant",
-                milestones=milestones,
-            )
-            | fields
-        )
-    )
-
-
 def schedule_of(epochs: int, lr: float = 0.1, **fields) -> Recipe:
     """The paper's recipe over `epochs`: SGD with momentum 0.9, batch 128, a tenth after 8/15 and 12/15 of the run
     (80 and 120 of 150).
     """
-    return _stepped(epochs, (8 / 15, 12 / 15), dict(lr=lr, weight_decay=1e-4) | fields)
+    return stepped(epochs, (8 / 15, 12 / 15), dict(lr=lr, weight_decay=1e-4) | fields)
 
 
 # %% ../../nbs/papers/weight_correlation/00_trials.ipynb #038507d3

@@ -35,6 +35,16 @@ import numpy as np
 import torch
 from pydantic import Field, model_validator
 
+from lth_companion.lab.experiments import (
+    NetworkTrial,
+    Setup,
+    ShapesTrial,
+    images_of,
+    load_data,
+    network,
+    on_cpu,
+    rate_of,
+)
 from lth_companion.measures.diversity import (
     disagreement,
     distances,
@@ -57,6 +67,7 @@ from lth_companion.methods.supermasks import (
     top_scores,
 )
 
+from ..lab.sparse_trials import SparseTrial
 from ..lab.store import active_store
 from ..measures.storage import Source, StorageError, bits_by_form
 from ..tickets import Ticket, generator
@@ -64,9 +75,6 @@ from ..training.devices import fast_on
 from ..training.loop import train
 from ..training.models import create
 from ..training.recipe import Recipe
-from .granet import SparseTrial, _images, _rate
-from .learning_to_learn import _load
-from .weight_correlation import NetworkTrial, Setup, ShapesTrial, _on_cpu, network
 
 # %% ../../nbs/papers/weight_recycling/00_trials.ipynb #49d37167
 _VERSIONS = dict(data=1, model=1, selection=1, training=1, supermask=1, storage=1)  # raised by hand when results change
@@ -150,7 +158,7 @@ def _frozen(trial):
     "The weights of the dense training, where the trial has one."
     if not trial.trained:
         return None
-    result = train(network(trial), _load(trial), trial.trained, seed=trial.seed)
+    result = train(network(trial), load_data(trial), trial.trained, seed=trial.seed)
     if result.ticket is None:
         raise ValueError(
             f"The dense training diverged in epoch {result.diverged}, so its weights cannot be frozen; lower its"
@@ -175,7 +183,7 @@ def _run_one(trial):
     try:
         result, work = search(
             network(trial),
-            _load(trial),
+            load_data(trial),
             trial.recipe,
             trial.search,
             trial.seed,
@@ -214,7 +222,7 @@ def _stopped(trial, result, why):
     answers, class 0.
     """
     result.losses.append(math.inf)
-    result.accuracies.append(100 * float((_load(trial).test_y == 0).float().mean()))
+    result.accuracies.append(100 * float((load_data(trial).test_y == 0).float().mean()))
     result.diverged = result.epochs
     return _curves(result) | {"stopped": why} | _ticket_facts(None, None, None)
 
@@ -222,7 +230,7 @@ def _stopped(trial, result, why):
 def _ticket_facts(work, ticket, first):
     if ticket is None:
         return {"kept": None, "layers": {}, "empty": [], "digest": None, "bits": {}}
-    ticket = _on_cpu(ticket)
+    ticket = on_cpu(ticket)
     try:
         source = Source.of(work)
     except StorageError:
@@ -239,7 +247,7 @@ def _ticket_facts(work, ticket, first):
 SupermaskTrial.run_group = classmethod(lambda cls, trials: [_run_one(t) for t in trials])
 SupermaskTrial.group_key = lambda t: t.hash
 SupermaskTrial.cost = lambda t: (
-    _images(t) * (t.recipe.max_epochs + (t.trained.max_epochs if t.trained else 0)) / _rate(t) + 0.3
+    images_of(t) * (t.recipe.max_epochs + (t.trained.max_epochs if t.trained else 0)) / rate_of(t) + 0.3
 )
 
 
@@ -274,7 +282,7 @@ class EnsembleTrial(NetworkTrial):
 
 EnsembleTrial.components = lambda t: _VERSIONS | dict(diversity=1)
 EnsembleTrial.group_key = lambda t: t.hash
-EnsembleTrial.cost = lambda t: t.members * (_images(t) * t.recipe.max_epochs / _rate(t) + 0.3) * (1 + 0.1 * t.paths)
+EnsembleTrial.cost = lambda t: t.members * (images_of(t) * t.recipe.max_epochs / rate_of(t) + 0.3) * (1 + 0.1 * t.paths)
 
 
 # %% ../../nbs/papers/weight_recycling/00_trials.ipynb #156e0619
@@ -299,7 +307,7 @@ def _member(trial, i):
 
     result, work = search(
         network(trial),
-        _load(trial),
+        load_data(trial),
         trial.recipe,
         trial.search,
         seeds["order"],
@@ -311,7 +319,7 @@ def _member(trial, i):
         raise ValueError(
             f"Member {i} of seed {trial.seed} diverged in epoch {result.diverged}; lower the learning rate."
         )
-    return work, [seen[e] for e in trial.snapshots], logits(work.model, _load(trial))
+    return work, [seen[e] for e in trial.snapshots], logits(work.model, load_data(trial))
 
 
 def _compare(trial, works, outs, targets):
@@ -334,7 +342,7 @@ def _compare(trial, works, outs, targets):
 
 # %% ../../nbs/papers/weight_recycling/00_trials.ipynb #563237f5
 def _paths(trial, works):
-    data, out = _load(trial), []
+    data, out = load_data(trial), []
     for a, b in list(combinations(range(trial.members), 2))[: trial.paths]:
         out.append({"a": a, "b": b, **_rounded(path(works[a], works[b], data, trial.points))})
     if trial.paths:  # where a path leads whose other end has found nothing
@@ -349,7 +357,7 @@ def _rounded(found):
 
 def _run_ensemble(trial):
     members = [_member(trial, i) for i in range(trial.members)]
-    works, outs, targets = [m[0] for m in members], [m[2] for m in members], _load(trial).test_y
+    works, outs, targets = [m[0] for m in members], [m[2] for m in members], load_data(trial).test_y
     pairs = _compare(trial, works, outs, targets)
     snapshots = [m for _, seen, _ in members for m in seen]
     apart = distances(snapshots).cpu() if snapshots else torch.zeros(0, 0)
@@ -485,13 +493,13 @@ def _run_watched(trial) -> dict:
             origins[str(result.epochs)] = _noted(work)
 
     result, work = search(
-        net, _load(trial), trial.recipe, trial.search, trial.seed, trial.weight_seed, trial.score_seed, note
+        net, load_data(trial), trial.recipe, trial.search, trial.seed, trial.weight_seed, trial.score_seed, note
     )
     if result.diverged is not None:
         raise ValueError(
             f"The search of seed {trial.seed} diverged in epoch {result.diverged}; lower the learning rate."
         )
-    ticket = _on_cpu(result.ticket)
+    ticket = on_cpu(result.ticket)
     rebuilt = _from_seed(trial, ticket.masks, {n: t.cpu() for n, t in rest.items()}).digest == ticket.digest
     return (
         _curves(result)

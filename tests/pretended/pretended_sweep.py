@@ -24,7 +24,7 @@ class OnDevice(Trial):
     def run_group(cls, trials):
         import torch
 
-        from lth_companion.papers.granet import SparseTrial
+        from lth_companion.lab.sparse_trials import SparseTrial
 
         (seed,) = [t.seed for t in trials]
         note("begin", seed)
