@@ -53,7 +53,8 @@ from lth_companion.methods.supermasks import Search, Supermask
 from lth_companion.papers.learning_to_learn import TicketTrial
 from lth_companion.papers.weight_recycling import SupermaskTrial
 from lth_companion.tickets import Ticket, TicketError, generator, prunable
-from lth_companion.training import checkpoints, formats
+from lth_companion.training import checkpoints as written
+from lth_companion.training import formats
 from lth_companion.training import loop as training
 from lth_companion.training.models import create
 from lth_companion.training.recipe import Progress, Recipe
@@ -478,7 +479,7 @@ def checkpoints(folder):
     cases = [(model, opt, masks, grow), (searched, work.opt, None, work)]
     raws, records = [], [[1.5, 40.0], [1.25, 50.0]]
     for case in cases:
-        checkpoints.keep(folder / "c", *case, key, records)
+        written.keep(folder / "c", *case, key, records)
         raws.append((folder / "c").read_bytes())  # noqa: E702
     parsed = [
         (safetensors.torch.load(raw), json.loads(raw[8 : 8 + int.from_bytes(raw[:8], "little")])["__metadata__"])
@@ -506,11 +507,11 @@ def checkpoints(folder):
         if rng.random() < 0.8:
             name = rng.choice(("records", "sparsity", "records", "key"))
             meta[name] = odd_text(rng, json.loads(meta[name]))  # noqa: E702
-        return i, safetensors.torch.save(tensors, meta | {"sha256": checkpoints._seal(tensors, meta)})
+        return i, safetensors.torch.save(tensors, meta | {"sha256": written._seal(tensors, meta)})
 
     def read(drawn):
         i, raw = drawn
-        found = checkpoints.resume(put(raw), *cases[i], key)
+        found = written.resume(put(raw), *cases[i], key)
         run = Progress(recipe, 3)
         for record in found:
             run.epoch(*record)
