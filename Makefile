@@ -53,7 +53,7 @@ test: venv
 	$(BIN)/python -m pytest -q tests/test_house.py
 	$(BIN)/nbdev_test --n_workers 2 --skip_folder_re '^([_.]|papers)'
 	$(BIN)/nbdev_test --n_workers 2 --path nbs/papers --file_glob '00_*.ipynb'
-	$(BIN)/python -m pytest -q -rs --ignore=tests/test_house.py
+	$(BIN)/python -m pytest -q -rs -n 2 --ignore=tests/test_house.py
 
 # what a change of a notebook needs: its module, both in the house's form, without outputs
 export: venv
