@@ -33,7 +33,7 @@ from lth_companion.lab.trials import KINDS, Trial, dumps
 from lth_companion.measures import correlation, diversity, storage
 from lth_companion.methods import imp, plasticity, pruning, saw, supermasks
 from lth_companion.methods.dynamic import METHODS as DYNAMIC
-from lth_companion.methods.dynamic import settings, sparse_train
+from lth_companion.methods.dynamic import DropGrow, initial_masks, settings, sparse_train
 from lth_companion.methods.scorers import SCORERS
 from lth_companion.methods.stacking import call
 from lth_companion.methods.stacking import scorer as parse
@@ -523,7 +523,7 @@ def test_a_step_that_is_no_graphs_step_is_found(cuda, monkeypatch, forgets):
     results = []
     for graph in (False, True):
         net = create("lenet-300-100", (1, 8, 8), generator=generator(0), width=0.1).cuda()
-        work = sparse_training.DropGrow(settings("SET", 0.3, interval=3))
+        work = DropGrow(settings("SET", 0.3, interval=3))
         if "masks" in forgets:
             monkeypatch.setattr(
                 work,
@@ -537,7 +537,7 @@ def test_a_step_that_is_no_graphs_step_is_found(cuda, monkeypatch, forgets):
                 net,
                 data,
                 recipe.model_copy(update={"graph": graph}),
-                sparse_training.initial_masks(net, work.settings),
+                initial_masks(net, work.settings),
                 sparsity=work,
             )
         )

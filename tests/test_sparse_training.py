@@ -16,13 +16,13 @@ import pytest
 import torch
 from apart import as_near_as_seeds
 
+from lth_companion.lab import sparse_trials as S
 from lth_companion.lab import store as engine_store
 from lth_companion.lab import trials as engine
 from lth_companion.lab.sparse_trials import SparseTrial
 from lth_companion.lab.store import Store
 from lth_companion.lab.sweeps import run
 from lth_companion.methods.dynamic import settings
-from lth_companion.papers import granet as S
 from lth_companion.papers.granet import PlasticityTrial, granet_settings, plasticity_trial, sparse_trial, table_trials
 from lth_companion.training.recipe import Recipe
 
