@@ -99,7 +99,7 @@ def one_engine(monkeypatch):
     """On the CPU the engines of a GPU: fixed masks of LeNet by the plain loop, cohorts by the block engine,
     searches with the fixed selection and a rate that is a tensor.
     """
-    monkeypatch.setattr(branches, "_in_cohorts", lambda trial: False)
+    monkeypatch.setattr(shared, "_in_cohorts", lambda trial: False)
     monkeypatch.setattr(cohorts, "engine", lambda ticket, device="cpu": "block")
     monkeypatch.setattr(supermasks, "on_gpu", lambda device: True)
 
