@@ -1,7 +1,7 @@
 # make figures     install, rebuild the laptop tier's figures from the committed trials, train one small notebook a paper, print what was found
 # make smoke       install, run the smoke tier of every paper notebook, print its report
 # make test        install, check the house, test the notebooks of the library, pytest
-# make export      write the modules that the notebooks export, in the form that make format gives
+# make export      give notebooks their form, take out their outputs, write the modules that they export
 # make format      put notebooks, modules, tests and benchmarks into one form, and say what ruff finds besides
 # make lab         install, open JupyterLab
 # make bench       install, print the benchmarks' ratios and what worsened; adds a line to benchmarks/results/<machine>.json (about 15 minutes, on an idle machine)
@@ -55,12 +55,11 @@ test: venv
 	$(BIN)/nbdev_test --n_workers 2 --path nbs/papers --file_glob '00_*.ipynb'
 	$(BIN)/python -m pytest -q -rs -n 2 --ignore=tests/test_house.py
 
-# what a change of a notebook needs: its module, both in the house's form, without outputs
+# what a change of a notebook needs: the house's form, no outputs, its module
 export: venv
-	$(BIN)/nbdev_export
-	$(BIN)/ruff check --quiet --fix --select I,F401 lth_companion
 	$(BIN)/ruff format --quiet
 	$(BIN)/nbdev_clean
+	$(BIN)/nbdev_export
 
 format: venv
 	$(BIN)/ruff check --fix

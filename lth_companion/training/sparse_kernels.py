@@ -37,7 +37,6 @@ def _forward(tile, A, base, rows, cols, w, b, ptr, widths):
                     if dst[i] < 0:
                         dst[i] = 0  # NaN stays NaN
 
-
 # %% ../../nbs/training/08_sparse_kernels.ipynb #e34270d1
 @numba.njit(fastmath=_fast, cache=True)
 def _softmax(A, D, o, C, y, n):
@@ -64,7 +63,6 @@ def _softmax(A, D, o, C, y, n):
         for c in range(C):
             D[o + c, i] = 0
     return loss, right
-
 
 # %% ../../nbs/training/08_sparse_kernels.ipynb #bc599c1f
 @numba.njit(fastmath=_fast, cache=True)
@@ -116,7 +114,6 @@ def _backward(tile, A, D, base, rows, cols, w, b, gw, vw, vb, ptr, widths, lr, m
                 g = g + momentum * vb[k] if nesterov else vb[k]
             b[k] -= lr * g
 
-
 # %% ../../nbs/training/08_sparse_kernels.ipynb #7f502cb4
 @numba.njit(fastmath=_fast, cache=True)
 def _gather(tile, images, labels, order, at, n, used, channel, table, y):
@@ -126,7 +123,6 @@ def _gather(tile, images, labels, order, at, n, used, channel, table, y):
         dst, values = tile[u], table[channel[u]]
         for i in range(n):
             dst[i] = values[images[order[at + i], u]]
-
 
 # %% ../../nbs/training/08_sparse_kernels.ipynb #165b69b5
 @numba.njit(fastmath=_fast, cache=True)
