@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['SHARED', 'NetworkTrial', 'cached_data', 'load_data', 'network', 'outlined', 'initial', 'on_cpu', 'ShapesTrial',
-           'shapes_of', 'outline_of', 'steps', 'fit', 'nudged', 'ticket_file', 'kept_ticket', 'macs', 'rate_of',
-           'images_of', 'Setup', 'leave_out', 'stepped']
+           'shapes_of', 'outline_of', 'steps', 'fit', 'training_row', 'nudged', 'ticket_file', 'checkpoint_file',
+           'kept_ticket', 'macs', 'rate_of', 'images_of', 'Setup', 'leave_out', 'stepped']
 
 # %% ../../nbs/lab/09_experiments.ipynb #ea10c27e
 import math
@@ -28,7 +28,7 @@ from ..training import devices
 from ..training.cohorts import train_cohort
 from ..training.loop import train
 from ..training.models import MLP, create, layer_shapes, outline
-from ..training.recipe import Recipe
+from ..training.recipe import Recipe, Result
 
 # %% ../../nbs/lab/09_experiments.ipynb #76fbd26a
 class NetworkTrial(Trial):
@@ -56,10 +56,14 @@ SHARED = tuple(NetworkTrial.model_fields)
 # %% ../../nbs/lab/09_experiments.ipynb #d7a7274a
 @lru_cache(maxsize=2)
 def cached_data(name, device, train_size, validation):
+    "A data set, loaded once a process: the last two stay in memory."
     return datasets.load(name, device=device, train_size=train_size, validation=validation)
 
 
-def load_data(trial):
+def load_data(trial) -> datasets.Data:
+    """The data of a trial, on its device; a `DataError` where they are not here, or not those that the store's other
+    trials were made with.
+    """
     d = cached_data(trial.data, trial.device, trial.train_size, trial.validation)
     if (store := active_store()) and not datasets.facts(d.id).checksum:
         _same_content(str(store.root), d.id, d.checksum)
@@ -109,7 +113,8 @@ def initial(trial: NetworkTrial, purpose: str = "init") -> Ticket:
     return Ticket.of(_fresh(trial, purpose))
 
 
-def on_cpu(ticket):
+def on_cpu(ticket: Ticket | None) -> Ticket | None:
+    "The ticket with all its tensors on the CPU; None stays None."
     return ticket and Ticket(
         *({n: t.cpu() for n, t in part.items()} for part in (ticket.weights, ticket.masks, ticket.rest))
     )
@@ -141,7 +146,8 @@ def shapes_of(trial: NetworkTrial) -> ShapesTrial:
     return ShapesTrial(model=trial.model, shape=facts.shape, classes=facts.classes, width=trial.width)
 
 
-def outline_of(trial):
+def outline_of(trial: ShapesTrial) -> torch.nn.Module:
+    "The network of which shapes are asked, on the meta device."
     return outline(trial.model, trial.shape, trial.classes, trial.width)
 
 
@@ -172,7 +178,7 @@ def _in_cohorts(trial):
     )
 
 
-def fit(trial: NetworkTrial, tickets: list[Ticket], begin: int = 0) -> list:
+def fit(trial: NetworkTrial, tickets: list[Ticket], begin: int = 0) -> list[Result]:
     "The `Result`s of training tickets by the trial's recipe from iteration `begin` of its schedule."
     if _in_cohorts(trial):
         return train_cohort(tickets, load_data(trial), trial.recipe, trial.seed, begin=begin)
@@ -182,13 +188,31 @@ def fit(trial: NetworkTrial, tickets: list[Ticket], begin: int = 0) -> list:
         result.ticket = on_cpu(result.ticket)
     return results
 
+
+def training_row(ticket: Ticket, result: Result) -> dict:
+    "What every row says of a training: how it went, and the ticket (counts by layer, empty layers, digest)."
+    return {
+        "accuracy": result.accuracies[-1],
+        "best": max(result.accuracies),
+        "epochs": result.epochs,
+        "iterations": result.iterations,
+        "diverged": result.diverged,
+        "engine": result.engine,
+        "losses": [round(v, 6) for v in result.losses],
+        "accuracies": [round(v, 2) for v in result.accuracies],
+        "kept": sum(ticket.kept.values()),
+        "layers": ticket.kept,
+        "empty": ticket.empty,
+        "digest": ticket.digest,
+    }
+
 # %% ../../nbs/lab/09_experiments.ipynb #13caf175
 def nudged(ticket: Ticket, rank: int) -> Ticket:
     "The ticket with its rank-th largest kept weight moved by one unit in the last place."
     flat = torch.cat([w.abs().flatten() for w in ticket.effective.values()])
     place = int(torch.topk(flat, rank).indices[-1])
     weights = {n: w.clone() for n, w in ticket.weights.items()}
-    for _n, w in weights.items():
+    for w in weights.values():
         if place < w.numel():
             v = w.view(-1)
             v[place] = torch.nextafter(v[place], v[place] * 2)
@@ -208,9 +232,16 @@ def _remember(key, value, keep=24):
     return value
 
 
-def ticket_file(key):
+def ticket_file(key) -> Path | None:
+    "Where the active store keeps the ticket of that key; None without a store."
     store = active_store()
     return store and Path(store.root) / "tickets" / f"{key}.safetensors"
+
+
+def checkpoint_file(trial) -> Path | None:
+    "Where a run of minutes leaves what it has, to go on from after a kill; None for a short one, or without a store."
+    store = active_store()
+    return store.root / "checkpoints" / f"{trial.hash}.safetensors" if store and trial.cost() > 120 else None
 
 
 def kept_ticket(key, make):
@@ -231,30 +262,26 @@ def kept_ticket(key, make):
     return _remember(where, ticket)
 
 # %% ../../nbs/lab/09_experiments.ipynb #039ca393
-def macs(model, width, shape, classes):
-    return flops(model, width, shape, classes) // 2  # multiplications of one forward pass
+def macs(model: str, width: float, shape: tuple, classes: int) -> int:
+    "Multiplications of one image's forward pass."
+    return flops(model, width, shape, classes) // 2
 
 
-def rate_of(trial):
+def rate_of(trial: NetworkTrial, task: Literal["training", "search"] = "training") -> float:
     """Images a second, forward and backward: measured on one core; on a GPU, what one process made of the nearest
-    network on an H200.
+    network on an H200 at that task.
     """
     facts = datasets.facts(trial.data)
     if trial.device == "cuda":
-        return gpu_rate(
-            trial.model,
-            trial.width,
-            facts.shape,
-            trial.recipe,
-            "search" if hasattr(trial, "search") else "training",
-            facts.classes,
-        )
-    flops = 6 * macs(trial.model, trial.width, facts.shape, facts.classes)
-    return (5e10 if trial.model.startswith("lenet") else 2.5e10) / flops
+        return gpu_rate(trial.model, trial.width, facts.shape, trial.recipe, task, facts.classes)
+    needed = 6 * macs(trial.model, trial.width, facts.shape, facts.classes)
+    return (5e10 if trial.model.startswith("lenet") else 2.5e10) / needed
 
 
-def images_of(trial):
-    return (trial.train_size or datasets.facts(trial.data).counts[0]) + datasets.facts(trial.data).counts[1] / 3
+def images_of(trial: NetworkTrial) -> float:
+    "What an epoch costs, in images trained on: its own, and a third for each that it is tested on."
+    train, test = datasets.facts(trial.data).counts
+    return (trial.train_size or train) + test / 3
 
 # %% ../../nbs/lab/09_experiments.ipynb #06b7bb8c
 @dataclass(frozen=True)
@@ -304,7 +331,7 @@ def leave_out(asked: dict, settings: dict, store):
         del asked[name], settings[name]
 
 # %% ../../nbs/lab/09_experiments.ipynb #38ed253a
-def stepped(epochs, parts, fields):
+def stepped(epochs: int, parts: tuple, fields: dict) -> Recipe:
     """A recipe over `epochs` with momentum 0.9 and batch 128, a tenth of the rate after each of the `parts` of the
     run; `fields` are the paper's own.
     """

@@ -14,6 +14,7 @@ from pydantic import Field, field_validator, model_validator
 from lth_companion.lab.experiments import (
     SHARED,
     NetworkTrial,
+    checkpoint_file,
     fit,
     images_of,
     initial,
@@ -23,8 +24,8 @@ from lth_companion.lab.experiments import (
     on_cpu,
     rate_of,
     steps,
+    training_row,
 )
-from .store import active_store
 from lth_companion.methods.dynamic import (
     Clock,
     DropGrow,
@@ -149,39 +150,21 @@ def costs_of(trial: SparseTrial, history: list, first: dict, last: dict, clock: 
 
 # %% ../../nbs/lab/10_sparse_trials.ipynb #d6c652d8
 def _row(trial, ticket, result, first, history, seen, extra):
-    final = result.ticket or ticket
-    return {
-        "accuracy": result.accuracies[-1],
-        "best": max(result.accuracies),
-        "epochs": result.epochs,
-        "iterations": result.iterations,
-        "diverged": result.diverged,
-        "engine": result.engine,
-        "losses": [round(v, 6) for v in result.losses],
-        "accuracies": [round(v, 2) for v in result.accuracies],
-        "held_out": [round(v, 2) for v in result.stop_accuracies],
-        "kept": sum(final.kept.values()),
-        "layers": final.kept,
-        "empty": final.empty,
-        "digest": final.digest,
-        "history": history,
-        "explored": seen,
-        **extra,
-    }
+    held_out = [round(v, 2) for v in result.stop_accuracies]
+    row = training_row(result.ticket or ticket, result)
+    return row | {"held_out": held_out, "history": history, "explored": seen} | extra
 
 
 def _job(trial) -> dict:
     "What `train` is told of a trial whose masks change."
-    net, store, start = network(trial), active_store(), initial(trial)
+    net, start = network(trial), initial(trial)
     (nudged(start, trial.nudge) if trial.nudge else start).apply(net)
-    # a run of minutes goes on after a kill
-    checkpoint = store.root / "checkpoints" / f"{trial.hash}.safetensors" if store and trial.cost() > 120 else None
     return dict(
         model=net,
         masks=initial_masks(net, trial.dynamic, trial.seed),
         seed=trial.seed,
         sparsity=DropGrow(trial.dynamic, trial.seed),
-        checkpoint=checkpoint,
+        checkpoint=checkpoint_file(trial),
     )
 
 

@@ -24,6 +24,7 @@ from lth_companion.lab.experiments import (
     Setup,
     ShapesTrial,
     fit,
+    images_of,
     initial,
     kept_ticket,
     load_data,
@@ -32,11 +33,12 @@ from lth_companion.lab.experiments import (
     nudged,
     on_cpu,
     outline_of,
+    rate_of,
     stepped,
     steps,
     ticket_file,
+    training_row,
 )
-from ..lab.machine import gpu_rate
 from ..lab.store import active_store
 from ..measures.correlation import both_overlaps, cosine, overlap, pearson, sign_agreement
 from ..methods.imp import admm, branch, check_rate, cut, shuffle_masks, smart_masks, spared
@@ -276,21 +278,7 @@ def agreement(final: Ticket, other: dict, shares: tuple = P, digits: int = 6) ->
 
 # %% ../../nbs/papers/weight_correlation/00_trials.ipynb #d2def78c
 def _row(trial, ticket, result, notes, references):
-    row = {
-        "accuracy": result.accuracies[-1],
-        "best": max(result.accuracies),
-        "epochs": result.epochs,
-        "iterations": result.iterations,
-        "diverged": result.diverged,
-        "engine": result.engine,
-        "losses": [round(v, 6) for v in result.losses],
-        "accuracies": [round(v, 2) for v in result.accuracies],
-        "kept": sum(ticket.kept.values()),
-        "layers": ticket.kept,
-        "empty": ticket.empty,
-        "digest": ticket.digest,
-        **notes,
-    }
+    row = training_row(ticket, result) | notes
     if result.ticket is not None:
         row |= {f"with_{name}": agreement(result.ticket, weights) for name, weights in references.items()}
     return row
@@ -358,11 +346,9 @@ def _cost(trial) -> float:
     seconds of one process at the rates of an H200.
     """
     facts = datasets.facts(trial.data)
-    images = ((trial.train_size or facts.counts[0]) + facts.counts[1] / 3) * trial.recipe.max_epochs - _begin(
-        trial
-    ) * trial.recipe.batch_size
+    images = images_of(trial) * trial.recipe.max_epochs - _begin(trial) * trial.recipe.batch_size
     if trial.device == "cuda":
-        return images / gpu_rate(trial.model, trial.width, facts.shape, trial.recipe, classes=facts.classes) + 0.3
+        return images / rate_of(trial) + 0.3
     kept, rate = (
         (trial.density if trial.density < 0.2 else 1.0, 7e10) if trial.model.startswith("lenet") else (1.0, 3e10)
     )

@@ -22,6 +22,7 @@ from lth_companion.lab.experiments import (
     NetworkTrial,
     Setup,
     ShapesTrial,
+    checkpoint_file,
     images_of,
     load_data,
     network,
@@ -29,7 +30,6 @@ from lth_companion.lab.experiments import (
     rate_of,
 )
 from ..lab.sparse_trials import SparseTrial
-from ..lab.store import active_store
 from lth_companion.measures.diversity import (
     disagreement,
     distances,
@@ -147,14 +147,8 @@ def _frozen(trial):
     return result.ticket.weights
 
 
-def _checkpoint(trial):
-    store = active_store()
-    # a search of minutes goes on after a kill
-    return store.root / "checkpoints" / f"{trial.hash}.safetensors" if store and trial.cost() > 120 else None
-
-
 def _run_one(trial):
-    recorded, checkpoint, given = {}, _checkpoint(trial), _frozen(trial)
+    recorded, checkpoint, given = {}, checkpoint_file(trial), _frozen(trial)
 
     def note(work, result):
         if result.epochs in trial.record and result.diverged is None:
@@ -227,7 +221,7 @@ def _ticket_facts(work, ticket, first):
 SupermaskTrial.run_group = classmethod(lambda cls, trials: [_run_one(t) for t in trials])
 SupermaskTrial.group_key = lambda t: t.hash
 SupermaskTrial.cost = lambda t: (
-    images_of(t) * (t.recipe.max_epochs + (t.trained.max_epochs if t.trained else 0)) / rate_of(t) + 0.3
+    images_of(t) * (t.recipe.max_epochs + (t.trained.max_epochs if t.trained else 0)) / rate_of(t, "search") + 0.3
 )
 
 # %% ../../nbs/papers/weight_recycling/00_trials.ipynb #9ff3bd9f
@@ -261,7 +255,9 @@ class EnsembleTrial(NetworkTrial):
 
 EnsembleTrial.components = lambda t: _VERSIONS | dict(diversity=1)
 EnsembleTrial.group_key = lambda t: t.hash
-EnsembleTrial.cost = lambda t: t.members * (images_of(t) * t.recipe.max_epochs / rate_of(t) + 0.3) * (1 + 0.1 * t.paths)
+EnsembleTrial.cost = lambda t: (
+    t.members * (images_of(t) * t.recipe.max_epochs / rate_of(t, "search") + 0.3) * (1 + 0.1 * t.paths)
+)
 
 # %% ../../nbs/papers/weight_recycling/00_trials.ipynb #156e0619
 def member_seed(seed: int, member: int) -> int:

@@ -158,7 +158,7 @@ class _Block:
     def __init__(self, tickets, data, recipe):
         self.tickets, self.data, self.recipe, self.members = tickets, data, recipe, list(range(len(tickets)))
         self.names, shapes, _ = _layers(tickets[0])
-        self.device, _L = data.train_x.device, len(self.names)
+        self.device = data.train_x.device
         self.units = [block_units(t, recipe) for t in tickets]
         self.sizes = padded(tickets[0], recipe)
         dtype = tickets[0].weights[self.names[0]].dtype
