@@ -1,10 +1,11 @@
 """What a GPU makes of the recipe's options: images a second, beside what another GPU gave
 (lth_companion/tables/rates.csv).
 
-python benchmarks/gpu.py [PART ...] [--quick] [--json FILE]     (make bench-gpu runs all but `compiled` and `table`,
-in at most two minutes) Each part is a process with a limit of time of its own: one that hangs costs no other. Where
-NVIDIA's MPS can be started it is, for the parts that measure processes side by side. Exit code 1 if a part failed
-or hung, 2 where torch finds no GPU.
+python benchmarks/gpu.py [PART ...] [--quick] [--json FILE]     (make bench-gpu: all but `compiled` and `table`)
+
+All but these two take at most two minutes. Each part is a process with a limit of time of its own: one that hangs
+costs no other. Where NVIDIA's MPS can be started it is, for the parts that measure processes side by side. Exit code
+1 if a part failed or hung, 2 where torch finds no GPU.
 """
 
 import argparse
@@ -357,10 +358,7 @@ def compiled(quick):
     "ResNet-18, bf16, compiled: the share of the machine's own matrix rate."
     t = tools()
     torch = t.torch
-    r, _count = (
-        recipe(t, batch_size=8 if quick else 1024, precision="bf16", memory_format="channels_last", compile=True),
-        (2 if quick else 50),
-    )
+    r = recipe(t, batch_size=8 if quick else 1024, precision="bf16", memory_format="channels_last", compile=True)
     data, n = images(t, 40 if quick else 50_000), 256 if quick else 8192
     ms = ms_a_step(t, trainer(t, "resnet-18", data, r, 0.125 if quick else 1.0), quick)
     a, b = (torch.randn(n, n, device=t.device, dtype=torch.bfloat16) for _ in range(2))

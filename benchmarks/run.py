@@ -1,10 +1,9 @@
-"""Ratios, each against a base measured in the same run, variants in turn; medians with the spread of the paired
-ratios.
+"""Ratios, each against a base measured in the same run, variants in turn; medians with the spread of paired ratios.
 
-python benchmarks/run.py [NAME ...] [--quick] [--json FILE]     (make bench: all) A whole run is added to
-benchmarks/results/<machine>.json; a partial or a quick one is only compared with what stands there (history.py has
-the rule: WORSE marks a ratio that worsened by more than its spread). Exit code 1 if a ratio misses its bound. One
-thread; the machine should be otherwise idle.
+python benchmarks/run.py [NAME ...] [--quick] [--json FILE]     (make bench: all)
+A whole run is added to benchmarks/results/<machine>.json; a partial or a quick one is only compared with what stands
+there (history.py has the rule: WORSE marks a ratio that worsened by more than its spread). Exit code 1 if a ratio
+misses its bound. One thread; the machine should be otherwise idle.
 """
 
 import os
@@ -160,7 +159,7 @@ def ops(quick):
         for n, w in prunable(net).items()
     )
     note("pruned-stays-zero", "largest pruned weight or momentum after 100 steps with momentum and decay", worst, 0)
-    (a, ao, aa, _), (b, bo, _ba, _) = setup(True), setup(False)
+    (a, ao, aa, _), (b, bo, *_) = setup(True), setup(False)
     ratio, detail = paired(
         lambda: [step(a, ao, x, y, *aa) for _ in range(30)],
         lambda: [step(b, bo, x, y) for _ in range(30)],

@@ -3,8 +3,7 @@ and figures?
 
     python tests/dask_smoke.py                              every notebook with a smoke tier
     python tests/dask_smoke.py granet weight_recycling/03   some of them
-    python tests/dask_smoke.py --kill granet/05             a worker at work is killed midway, once with a nanny and
-    once without
+    python tests/dask_smoke.py --kill granet/05             a worker is killed at work, with a nanny and without
 
 One line a notebook and a verdict; where anything differs the exit code is 1, and the folder with all outputs is kept.
 """

@@ -2,19 +2,16 @@
 machine without a GPU can tell.
 
 What is pretended. A tensor's memory stays where it is and is marked: `.device` says `cuda:0`, views and gradients
-share the mark, what is computed
-from marked tensors is marked. Every operation is the CPU's own, on the same bytes, so results are the CPU's to the
-bit. What a GPU refuses is refused:
+share the mark, what is computed from marked tensors is marked. Every operation is the CPU's own, on the same bytes,
+so results are the CPU's to the bit. What a GPU refuses is refused:
 - tensors of both sides in one operation, but for what may cross (`CROSSING`: copies, shapes; indices on the CPU of
 a tensor on the device; numbers, which are CPU tensors without dimensions);
 - `numpy()` of the device's tensors, generators of the CPU for draws on the device, gradients of the other side,
 other devices than the one.
 `torch.cuda` answers as with one device. A graph (`torch.cuda.graph`) is a tape: capture notes every operation with
-the very tensors and numbers it was
-given, and refuses what would wait for the device; `replay` repeats the operations on what these tensors hold then,
-and writes the results where those of
-the capture lie. What the captured Python did, or a number it read, is not looked at again. So a step that forgets
-to be a graph's step is found.
+the very tensors and numbers it was given, and refuses what would wait for the device; `replay` repeats the
+operations on what these tensors hold then, and writes the results where those of the capture lie. What the captured
+Python did, or a number it read, is not looked at again. So a step that forgets to be a graph's step is found.
 
 What is not. Kernels and their numerics, memory, streams side by side; `autocast("cuda")` is the CPU's; draws
 without a generator are the CPU's; a call is looked at as Python makes it, not what `torch` does within it;

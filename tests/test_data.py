@@ -331,7 +331,7 @@ def jpeg_tar(path, extra=None):
             tar.addfile(member, io.BytesIO(content))
 
         for split, n in (("train", 3), ("test", 1)):
-            for _label, name in enumerate(("cat", "airplane", "truck")):  # not in alphabetical order on purpose
+            for name in ("cat", "airplane", "truck"):  # not in alphabetical order on purpose
                 for i in range(n):
                     stream, level = io.BytesIO(), {"airplane": 0, "cat": 1, "truck": 2}[name] * 80
                     Image.fromarray(np.full((32, 32, 3), level + i * 10, np.uint8)).save(stream, "JPEG", quality=95)

@@ -13,6 +13,7 @@ from fractions import Fraction
 import numpy as np
 import pytest
 import torch
+from common import same_training, sentence
 from hypothesis import given
 from hypothesis import settings as budget
 from hypothesis import strategies as st
@@ -601,14 +602,7 @@ def dies(method, path):
 
 def same(a, b):
     (net, result, work), (net2, result2, work2) = a, b
-    assert all(torch.equal(x, y) for x, y in zip(net.state_dict().values(), net2.state_dict().values()))
-    assert result.ticket.digest == result2.ticket.digest
-    assert (result.losses, result.accuracies, result.iterations, result.stopped) == (
-        result2.losses,
-        result2.accuracies,
-        result2.iterations,
-        result2.stopped,
-    )
+    same_training((net, result), (net2, result2))
     assert (
         work.history == work2.history
         and all(torch.equal(x, y) for x, y in zip(work.masks, work2.masks))
@@ -697,17 +691,6 @@ def test_momentum_buffers_make_a_continuation_the_whole_run(at):
 
 
 # --- bad input
-
-
-def sentence(error):
-    "One sentence (pydantic's frame around our own left out)."
-    found = (
-        error.value.errors()[0]["msg"].removeprefix("Value error, ")
-        if hasattr(error.value, "errors")
-        else str(error.value)
-    )
-    assert "\n" not in found and ". " not in found.rstrip(".") + " ", found
-    return found
 
 
 @pytest.mark.parametrize(

@@ -10,6 +10,7 @@ import tempfile
 import numpy as np
 import pytest
 import torch
+from common import NETWORK
 
 from lth_companion.lab import experiments as shared
 from lth_companion.lab import trials as engine
@@ -82,15 +83,6 @@ def go(trials, folder, **keywords):
 
 # --- what defaults a hash leaves out, and what it holds
 
-NETWORK = {
-    "data": "mnist",
-    "train_size": None,
-    "validation": 0,
-    "model": "lenet-300-100",
-    "width": 1,
-    "seed": 0,
-    "device": "cpu",
-}
 RECIPE = {"batch_size": 128, "momentum": 0.9, "patience": None}
 SHAPES = {"model": "lenet-300-100", "shape": [1, 28, 28], "classes": 10, "width": 1}
 FROZEN = {

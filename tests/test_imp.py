@@ -13,6 +13,7 @@ import textwrap
 import pytest
 import torch
 from apart import SLACK, as_near_as_seeds
+from common import NETWORK
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.nn.utils import prune as reference
@@ -444,12 +445,7 @@ def test_branches_on_cuda_agree_with_the_cpu(tmp_path, model):
 
 # --- what defaults a hash leaves out
 
-FROZEN = {
-    "data": "mnist",
-    "train_size": None,
-    "validation": 0,
-    "model": "lenet-300-100",
-    "width": 1,
+FROZEN = NETWORK | {
     "masks": "dense",
     "level": 0,
     "rate": 0.2,
@@ -462,8 +458,6 @@ FROZEN = {
     "admm_epochs": 8,
     "admm_rho": 0.1,
     "nudge": 0,
-    "seed": 0,
-    "device": "cpu",
     "recipe.schedule": "constant",
     "recipe.milestones": [],
     "recipe.gamma": 0.1,

@@ -289,7 +289,7 @@ def test_a_step_is_deterministic_and_reaches_every_parameter(name):
         loss = F.cross_entropy(model(images()), torch.arange(4))
         runs.append([loss, *torch.autograd.grad(loss, model.parameters()), *model.buffers()])
     assert all(torch.equal(a, b) for a, b in zip(*runs))
-    for _p, g in zip(model.parameters(), runs[0][1:]):
+    for _, g in zip(model.parameters(), runs[0][1:]):
         assert g.isfinite().all()
     assert all(g.any() for (n, p), g in zip(model.named_parameters(), runs[0][1:]) if n in prunable(model))
 

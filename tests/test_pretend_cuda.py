@@ -897,7 +897,8 @@ def there(trial):
 
 def results(trials, folder):
     "Results and failures by the trials' names, run as a sweep is, in a store of their own."
-    store, _forgotten = Store(folder), forget()
+    forget()
+    store = Store(folder)
     names = {t.hash: name for name, t in trials.items()}
     rows = run(trials.values(), store, progress="silent")
     return {names[t.hash]: dumps(encode(store.get(t))) for t in trials.values() if t in store}, {

@@ -25,7 +25,7 @@ CALLS = {  # what a notebook could call; each is refused
         """
 from lth_companion.methods.scorers import snip
 from lth_companion.papers.learning_to_learn import StartTrial, find_masks, prune, start, thesis, train_cohort
-from lth_companion.lab.experiments import datasets
+from lth_companion.training import data as datasets
 from lth_companion.training.models import create
 trial = thesis("standard snip U-MS", .1, data="digits")
 calls = [lambda: create("lenet-300-100"), lambda: datasets.load("digits"), lambda: prune(None, snip, .1, []), lambda: train_cohort([], None),

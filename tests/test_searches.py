@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 import torch
 from apart import SLACK, as_near_as_seeds
+from common import NETWORK
 from hypothesis import given
 from hypothesis import settings as few_examples
 from hypothesis import strategies as st
@@ -90,14 +91,7 @@ ENSEMBLE_ROW = ("pairs", "together", "densities", "sizes", "distances", "along")
 
 # --- what defaults a hash leaves out, and what it holds
 
-BOTH = {
-    "data": "mnist",
-    "train_size": None,
-    "validation": 0,
-    "model": "lenet-300-100",
-    "width": 1,
-    "seed": 0,
-    "device": "cpu",
+BOTH = NETWORK | {
     "recipe": {"batch_size": 128, "momentum": 0.9, "patience": None, "weight_decay": 0.0001},
     "search.method": "edge-popup",
     "search.weights": "constant",

@@ -15,6 +15,7 @@ import textwrap
 import pytest
 import torch
 from apart import as_near_as_seeds
+from common import NETWORK
 
 from lth_companion.lab import sparse_trials as S
 from lth_companion.lab import store as engine_store
@@ -40,20 +41,13 @@ def plastic(**fields):
 
 # --- what defaults a hash leaves out
 
-FROZEN = {
-    "data": "mnist",
-    "train_size": None,
-    "validation": 0,
-    "model": "lenet-300-100",
-    "width": 1,
+FROZEN = NETWORK | {
     "dynamic": None,
     "scorer": None,
     "density": None,
     "rounds": 1,
     "score_images": 128,
     "nudge": 0,
-    "seed": 0,
-    "device": "cpu",
     "dynamic.initial": "erk",
     "dynamic.initial_density": None,
     "dynamic.schedule": "constant",
@@ -70,20 +64,13 @@ FROZEN = {
     "dynamic.exclude_dropped": False,
     "dynamic.regrown": "zero",
 }
-FROZEN_PLASTICITY = {
+FROZEN_PLASTICITY = NETWORK | {
     "after": 3,
     "rate": 0,
     "scope": "global",
     "unit": "weight",
     "regenerate": "none",
     "share": 0.5,
-    "data": "mnist",
-    "train_size": None,
-    "validation": 0,
-    "model": "lenet-300-100",
-    "width": 1,
-    "seed": 0,
-    "device": "cpu",
 }
 
 

@@ -13,6 +13,7 @@ from fractions import Fraction
 
 import pytest
 import torch
+from common import same_training, sentence
 from hypothesis import given
 from hypothesis import settings as budget
 from hypothesis import strategies as st
@@ -62,16 +63,6 @@ def images(name, t, n=8, dtype=torch.float32, last=False):
     g = generator(t, "images")
     x = torch.randn(n, *SHAPES[name], generator=g).to(dtype)
     return x.contiguous(memory_format=torch.channels_last) if last else x, torch.randint(10, (n,), generator=g)
-
-
-def sentence(error):
-    "One sentence (pydantic's frame around our own left out)."
-    found = (
-        error.value.errors()[0]["msg"].removeprefix("Value error, ")
-        if hasattr(error.value, "errors")
-        else str(error.value)
-    )
-    assert "\n" not in found and ". " not in found.rstrip(".") + " ", found
 
 
 def momenta(work):
@@ -311,7 +302,7 @@ def test_a_search_is_the_same_in_either_memory_format():
 @pytest.mark.parametrize("scaled", [False, True])
 def test_frozen_weights_have_the_variance_of_their_fan_in(weights, scaled):
     model = create("conv-2", (3, 16, 16), width=0.5)
-    for _n, w in frozen_weights(model, Supermask(density=0.25, weights=weights, scaled=scaled), 3).items():
+    for w in frozen_weights(model, Supermask(density=0.25, weights=weights, scaled=scaled), 3).values():
         sd = math.sqrt(2 / math.prod(w.shape[1:])) * (2 if scaled else 1)
         share = float((w > 0).double().mean())
         assert abs(share - 0.5) < 5 * 0.5 / math.sqrt(w.numel())
@@ -322,7 +313,7 @@ def test_frozen_weights_have_the_variance_of_their_fan_in(weights, scaled):
 
 
 def test_scores_start_uniform_with_both_signs():
-    for _n, s in first_scores(create("conv-2", (3, 16, 16), width=0.5), 3).items():
+    for s in first_scores(create("conv-2", (3, 16, 16), width=0.5), 3).values():
         bound = 1 / math.sqrt(math.prod(s.shape[1:]))  # Kaiming uniform with a = sqrt(5)
         assert s.abs().max() <= bound and abs(float(s.double().std()) / bound * math.sqrt(3) - 1) < 5 / math.sqrt(
             s.numel()
@@ -745,13 +736,7 @@ def dies(name, path):
 
 def same(a, b):
     (net, result, work), (net2, result2, work2) = a, b
-    assert equal(net.state_dict(), net2.state_dict()) and result.ticket.digest == result2.ticket.digest
-    assert (result.losses, result.accuracies, result.iterations, result.stopped) == (
-        result2.losses,
-        result2.accuracies,
-        result2.iterations,
-        result2.stopped,
-    )
+    same_training((net, result), (net2, result2))
     assert (
         equal(scores(work), scores(work2))
         and equal(work.frozen, work2.frozen)
