@@ -24,7 +24,8 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 torch.set_num_threads(1)
-from lth_companion.lab.reproduce import code_version, cores, machine
+from lth_companion.lab.execution import cores
+from lth_companion.lab.provenance import code_version, machine
 from lth_companion.methods import dynamic, supermasks
 from lth_companion.methods.imp import cut
 from lth_companion.methods.pruning import prune
@@ -623,6 +624,7 @@ def imp(quick):
     from lth_companion.lab.store import Store
     from lth_companion.lab.sweeps import run
     from lth_companion.papers import weight_correlation as branches
+    from lth_companion.papers import weight_correlation_settings
 
     trained, plain = [], branches.fit
 
@@ -632,14 +634,14 @@ def imp(quick):
         trained.append(time.perf_counter() - t)
         return out
 
-    s = branches.correlation_settings("laptop")["LeNet on MNIST"]
+    s = weight_correlation_settings.correlation_settings("laptop")["LeNet on MNIST"]
     branches.fit = timed
     try:
         with tempfile.TemporaryDirectory() as folder:
             store, shares = Store(folder), []
-            run([branches.branch_trial(s, "dense", 0, 0.1, 0)], store, progress="silent")
+            run([weight_correlation_settings.branch_trial(s, "dense", 0, 0.1, 0)], store, progress="silent")
             for level in range(1, 3 if quick else 6):
-                trial = [branches.branch_trial(s, "WT", level, 0.1, 0)]
+                trial = [weight_correlation_settings.branch_trial(s, "WT", level, 0.1, 0)]
                 total = seconds(lambda trial=trial: run(trial, store, progress="silent"))
                 shares.append(1 - trained[-1] / total)
     finally:

@@ -12,10 +12,12 @@ import sys
 import tempfile
 import time
 
-from lth_companion.lab import clusters
+from lth_companion.lab import cluster_start, clusters
+from lth_companion.lab.executors import Workers
+from lth_companion.lab.progress import groups
 from lth_companion.lab.sparse_trials import SparseTrial
 from lth_companion.lab.store import Store
-from lth_companion.lab.sweeps import Idle, Workers, groups, run
+from lth_companion.lab.sweeps import Idle, run
 from lth_companion.methods.dynamic import settings
 from lth_companion.papers.learning_to_learn import TicketTrial
 from lth_companion.training.recipe import Recipe
@@ -75,10 +77,10 @@ def by_hand(kind, seeds):
         "once([1000]); print('ready', flush=True)\n"
         "for line in sys.stdin: print(once(seeds), flush=True)"
     )
-    environment = os.environ | clusters.worker_environment(
+    environment = os.environ | cluster_start.worker_environment(
         {
             "PYTHONPATH": os.pathsep.join(
-                [str(pathlib.Path(__file__).parent), clusters.worker_environment()["PYTHONPATH"]]
+                [str(pathlib.Path(__file__).parent), cluster_start.worker_environment()["PYTHONPATH"]]
             )
         }
     )
@@ -121,7 +123,7 @@ def dask(workers, root):
         def start(*command):
             p = subprocess.Popen(
                 [sys.executable, "-m", *command],
-                env=os.environ | clusters.worker_environment(),
+                env=os.environ | cluster_start.worker_environment(),
                 stdout=subprocess.DEVNULL,
                 stderr=subprocess.DEVNULL,
             )
@@ -272,7 +274,8 @@ def store(note, Ratio, quick):
                         cwd=root,
                         check=True,
                         capture_output=True,
-                        env=os.environ | {"LTH_RUNS": root, "PYTHONPATH": clusters.worker_environment()["PYTHONPATH"]},
+                        env=os.environ
+                        | {"LTH_RUNS": root, "PYTHONPATH": cluster_start.worker_environment()["PYTHONPATH"]},
                     )
                 )
                 for _ in range(3)

@@ -67,7 +67,7 @@ def _kth(scores: np.ndarray, k: int) -> tuple[float, int]:
     t = scores[len(scores) - k]
     return float(t), int(np.count_nonzero(scores[: len(scores) - k] == t))
 
-
+# %% ../nbs/01_selection.ipynb #89938bef
 @numba.njit(cache=True)
 def _scan(scores, low, high, inside, at):
     """One pass: how many scores lie above `high` (-1: a NaN), and where the next one goes; those in (low, high] are
@@ -97,7 +97,7 @@ def _within(scores: list[np.ndarray], k: int, low, high) -> tuple[float, int] | 
     reached = above + at + sum(int(np.count_nonzero(s == low)) for s in scores)
     return (float(low), reached - k) if reached >= k else None
 
-
+# %% ../nbs/01_selection.ipynb #e090c043
 def _threshold(flats: list[Tensor], k: int) -> tuple[float, int]:
     "The k-th largest of all scores, and how many more than k are at least as large."
     if not flats[0].is_cuda:

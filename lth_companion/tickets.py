@@ -215,7 +215,7 @@ def _names(text: str) -> list[str]:
         raise ValueError("its list of names is none, or has one twice")
     return names
 
-
+# %% ../nbs/00_tickets.ipynb #88de98e5
 def _load(cls, path) -> Ticket:
     """The ticket in the file at `path`, whichever its form; a `TicketError` in one sentence if it is missing,
     damaged or no ticket.

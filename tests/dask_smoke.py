@@ -22,7 +22,8 @@ from distributed import Client
 from test_clusters import Lab
 from test_trials import until
 
-from lth_companion.lab.reproduce import catalogue, read_provenance, select
+from lth_companion.lab.catalogue import catalogue, select
+from lth_companion.lab.provenance import read_provenance
 from lth_companion.lab.store import Store
 
 ROOT = pathlib.Path(__file__).parent.parent

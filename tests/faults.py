@@ -34,7 +34,7 @@ from typing import ClassVar
 
 import pandas as pd
 
-from lth_companion.lab import clusters
+from lth_companion.lab import cluster_start
 from lth_companion.lab import store as engine_store
 from lth_companion.lab import sweeps as engine_sweeps
 from lth_companion.lab.store import unseal
@@ -219,7 +219,7 @@ def sweep(root, runs, fields, count, workers):
         rows = engine_sweeps.run([Traced(number=n, **fields) for n in range(count)], runs, workers, progress="silent")
     except KeyboardInterrupt:
         sys.exit(130)
-    except (engine_store.StoreError, clusters.ClusterError) as error:
+    except (engine_store.StoreError, cluster_start.ClusterError) as error:
         sys.exit(str(error))
     if failures := rows.attrs["failures"]:
         sys.exit(f"{len(failures)} trials failed: {next(iter(failures.values()))}; the same command tries them again")
@@ -227,7 +227,7 @@ def sweep(root, runs, fields, count, workers):
     return f"{rows.attrs['ran']} run, {rows.attrs['cached']} cached"
 
 
-NOTEBOOK = """from lth_companion.lab.reproduce import Notebook
+NOTEBOOK = """from lth_companion.lab.notebooks import Notebook
 from faults import Traced, tiny_data
 if data: tiny_data(data)
 here = Notebook("faults", {name!r}, tier=tier, device=device, workers=workers, out=out)
@@ -808,7 +808,7 @@ def dask(lab, port):
             str(port),
             "--no-dashboard",
         ],
-        *[clusters.worker_command(address)] * 2,
+        *[cluster_start.worker_command(address)] * 2,
     ]
     processes = [
         subprocess.Popen(c, env=lab.environment, cwd=lab.root, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)

@@ -38,10 +38,11 @@ import safetensors.torch
 import torch
 from pydantic import ValidationError
 
-from lth_companion.lab import claims, clusters, reproduce
+from lth_companion.lab import catalogue, claims, cluster_start, provenance, report
+from lth_companion.lab.executors import reason
 from lth_companion.lab.sparse_trials import SparseTrial
 from lth_companion.lab.store import Store, StoreError, _envelope, seal, unseal
-from lth_companion.lab.sweeps import Idle, reason
+from lth_companion.lab.sweeps import Idle
 from lth_companion.measures import storage
 from lth_companion.measures.storage import Source
 from lth_companion.methods.dynamic import DropGrow
@@ -688,8 +689,8 @@ def parameters(folder):
         " Optional[tuple[int, ...]] = (1,)\nu: float = 1e3\nt: bool = True\n"
     )
     source, put = "".join(cell["source"]) + extra, file_in(folder, "a.ipynb")
-    good = reproduce.read_entry(notebook)
-    known = reproduce.inspect(put(json.dumps({"cells": [{**cell, "source": source}]}).encode()))
+    good = catalogue.read_entry(notebook)
+    known = catalogue.inspect(put(json.dumps({"cells": [{**cell, "source": source}]}).encode()))
     words = [
         "0",
         "1",
@@ -756,14 +757,14 @@ def parameters(folder):
     def read(drawn):
         way, name, raw = drawn
         if way == "value":
-            return reproduce.convert(known[name], raw)
+            return catalogue.convert(known[name], raw)
         path = put(raw)
-        reproduce.read_entry(path), reproduce.source_hash(path)
-        for p in reproduce.inspect(path).values():
-            reproduce.convert(p, p.default)
+        catalogue.read_entry(path), provenance.source_hash(path)
+        for p in catalogue.inspect(path).values():
+            catalogue.convert(p, p.default)
 
     assert good.title
-    return draw, read, reproduce.ReproduceError
+    return draw, read, catalogue.ReproduceError
 
 
 @target
@@ -819,20 +820,20 @@ def settings_files(folder):
     def read(drawn):
         way, a, b = drawn
         if way == 0:
-            return clusters.read_config(y(a))
+            return cluster_start.read_config(y(a))
         if way == 1:
             return claims.explorations("granet", "gpu", t(a))  # which reads its claims first
         (folder_of / "claims.json").write_bytes(a), (folder_of / "provenance.json").write_bytes(b)
         claims.judge_all(
-            known, reproduce.measurements(folder / "smoke" / "granet")[0], claims.explorations("granet", "gpu")
+            known, report.measurements(folder / "smoke" / "granet")[0], claims.explorations("granet", "gpu")
         )
         (
-            reproduce.unchanged(type("E", (), {"path": notebook})(), {}, "cpu", folder_of),
-            reproduce._figures_html(folder_of, folder / "smoke", ()),
+            provenance.unchanged(type("E", (), {"path": notebook})(), {}, "cpu", folder_of),
+            report.figures_html(folder_of, folder / "smoke", ()),
         )
 
     notebook = file_in(folder, "n.ipynb")(b'{"cells": []}')
-    return draw, read, (clusters.ClusterError, claims.ClaimError, reproduce.ReproduceError)
+    return draw, read, (cluster_start.ClusterError, claims.ClaimError, catalogue.ReproduceError)
 
 
 # --- the hunt

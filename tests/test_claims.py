@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from scipy import stats
 
 from lth_companion.lab import claims as c
+from lth_companion.lab import statistics
 from lth_companion.lab.reported import lookup, welch
 
 numbers = st.floats(-20, 20).map(lambda x: round(x, 2))
@@ -40,7 +41,7 @@ def test_sign_flip_of_thirty_is_exact_and_near_the_t_test():
 def test_sign_flip_beyond_forty_says_that_it_sampled(monkeypatch):
     d = np.random.default_rng(1).normal(0.5, 1, 12)
     exact = c.sign_flip(d)[0]
-    monkeypatch.setattr(c, "EXACT_UP_TO", 5)
+    monkeypatch.setattr(statistics, "EXACT_UP_TO", 5)
     p, said = c.sign_flip(d)
     assert not said and p == pytest.approx(exact, abs=5 * math.sqrt(exact / 1e6))
     assert c.sign_flip(d) == (p, said)  # seeded
@@ -118,17 +119,17 @@ def test_holm_is_the_closure_of_bonferroni(ps):
 
 @given(st.lists(st.floats(1e-6, 1), min_size=1, max_size=20))
 def test_benjamini_hochberg_equals_scipy(ps):
-    assert c.benjamini_hochberg(ps) == pytest.approx(list(stats.false_discovery_control(ps)))
+    assert statistics.benjamini_hochberg(ps) == pytest.approx(list(stats.false_discovery_control(ps)))
 
 
 def test_noise_floor_is_the_rms_difference_of_two_copies():
     rng = np.random.default_rng(6)
     groups = rng.normal(0, 0.4, (4000, 3)) + rng.normal(90, 5, (4000, 1))
-    floor = c.noise_floor(groups)
+    floor = statistics.noise_floor(groups)
     assert floor.margin == pytest.approx(math.sqrt(np.mean((groups[:, 0] - groups[:, 1]) ** 2)), rel=0.05)
     assert float(floor) == floor.margin and floor.copies == 12000
     with pytest.raises(ValueError, match="two copies"):
-        c.noise_floor([[1.0], []])
+        statistics.noise_floor([[1.0], []])
 
 
 @pytest.mark.parametrize("mean,sd", [(1.0, 1.2), (-0.8, 0.7), (0.5, 1.6)])
@@ -153,12 +154,12 @@ def test_n_to_decide_equivalence_and_ends():
 def test_shrink_is_james_stein_for_equal_variances():
     x, v = np.random.default_rng(9).normal(0, 2, 12), 0.5
     james_stein = x.mean() + (1 - (12 - 3) * v / ((x - x.mean()) ** 2).sum()) * (x - x.mean())
-    assert c.shrink(x, [v] * 12)["shrunk"].to_numpy() == pytest.approx(james_stein)
+    assert statistics.shrink(x, [v] * 12)["shrunk"].to_numpy() == pytest.approx(james_stein)
     # no more spread than noise: all that k = 4 allows
-    assert c.shrink([1.0, 1.1, 0.9, 1.0], [5.0] * 4)["weight"].to_numpy() == pytest.approx(2 / 3)
+    assert statistics.shrink([1.0, 1.1, 0.9, 1.0], [5.0] * 4)["weight"].to_numpy() == pytest.approx(2 / 3)
     for bad in ([[1.0, 2.0, 3.0], [1.0] * 3], [[1.0, 2.0, 3.0, 4.0], [1.0, 0.0, 1.0, 1.0]]):
         with pytest.raises(ValueError):
-            c.shrink(*bad)
+            statistics.shrink(*bad)
 
 
 def test_shrunk_intervals_cover_and_the_best_row_is_no_longer_flattered():
@@ -167,7 +168,7 @@ def test_shrunk_intervals_cover_and_the_best_row_is_no_longer_flattered():
         truth = rng.normal(90, 1, 25)
         v = rng.uniform(0.5, 1.5, 25)
         seen = truth + rng.normal(0, np.sqrt(v))
-        fit = c.shrink(seen, v)
+        fit = statistics.shrink(seen, v)
         best = int(np.argmax(seen))
         covered.append((abs(fit["shrunk"] - truth) < 1.96 * fit["sd"]).mean())
         flattered.append(seen[best] - truth[best])
@@ -179,16 +180,16 @@ def test_shrunk_intervals_cover_and_the_best_row_is_no_longer_flattered():
 @given(st.integers(1, 12), st.data())
 def test_grim_accepts_every_possible_mean(n, data):
     values = data.draw(st.lists(st.integers(0, 10_000), min_size=n, max_size=n))
-    assert c.grim(round(sum(values) / n / 100, 4), n)
+    assert statistics.grim(round(sum(values) / n / 100, 4), n)
 
 
 def test_grim_refuses_by_brute_force():
     for n in (3, 4, 7):
         possible = {round(k / (100 * n), 4) for k in range(0, 100 * n + 1)}
         means = [round(k / 10**4, 4) for k in range(0, 10**4, 7)]
-        assert [c.grim(m, n) for m in means] == [m in possible for m in means]
+        assert [statistics.grim(m, n) for m in means] == [m in possible for m in means]
     with pytest.raises(ValueError):
-        c.grim(90.0, 0)
+        statistics.grim(90.0, 0)
 
 
 # the ledger
@@ -525,9 +526,9 @@ def test_differences_pair_by_seed():
     import pandas as pd
 
     rows = pd.DataFrame({"scorer": list("aabb"), "seed": [1, 2, 2, 3], "accuracy": [1.0, 2.0, 5.0, 7.0]})
-    assert c.differences(rows, {"scorer": "b"}, {"scorer": "a"}) == ([3.0], [2])
+    assert statistics.differences(rows, {"scorer": "b"}, {"scorer": "a"}) == ([3.0], [2])
     with pytest.raises(ValueError, match="several"):
-        c.differences(pd.concat([rows, rows]), {"scorer": "b"}, {"scorer": "a"})
+        statistics.differences(pd.concat([rows, rows]), {"scorer": "b"}, {"scorer": "a"})
 
 
 @pytest.mark.parametrize(

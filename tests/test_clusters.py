@@ -23,12 +23,13 @@ from test_searches import settings as search_settings
 from test_sparse_training import BASE as SPARSE
 from test_trials import HERE, Logged, Threads, executions, gate, hold, kill_holder, logged, quiet, until
 
-from lth_companion.lab import cli
+from lth_companion.lab import cluster_start, doctor
 from lth_companion.lab import clusters as C
 from lth_companion.lab import store as T_store
 from lth_companion.lab import sweeps as T_sweeps
-from lth_companion.lab.clusters import ClusterError, WorkerLost, connect, read_config, start
-from lth_companion.lab.reproduce import read_provenance
+from lth_companion.lab.cluster_start import ClusterError, WorkerLost, read_config, start
+from lth_companion.lab.clusters import connect
+from lth_companion.lab.provenance import read_provenance
 from lth_companion.lab.sparse_trials import SparseTrial
 from lth_companion.lab.sweeps import Idle
 from lth_companion.papers.weight_recycling import SupermaskTrial
@@ -164,7 +165,7 @@ def test_one_thread_and_the_same_store(two, tmp_path):
     assert not list((tmp_path / "s").glob("*.tmp")) or two.probe.exists()
 
 
-TRAINS = """from lth_companion.lab.reproduce import Notebook
+TRAINS = """from lth_companion.lab.notebooks import Notebook
 from lth_companion.papers.granet import SparseTrial
 here = Notebook("learning_to_learn", "01_tiny", tier=tier, workers=workers, out=out)
 rows = here.run([SparseTrial(data="digits", width=.2, recipe=dict(max_epochs=3, patience=None), scorer="snip", density=d, seed=s) for d in (.1, .2) for s in (0, 1)])"""
@@ -368,7 +369,7 @@ def test_what_listens_is_no_scheduler(tmp_path, monkeypatch):
 
 def test_no_workers(tmp_path):
     with (
-        C._scheduler("127.0.0.1") as empty,
+        cluster_start._scheduler("127.0.0.1") as empty,
         pytest.raises(ClusterError, match="No worker has been at the scheduler .* for 1 s"),
     ):
         connect(empty.scheduler_address, root=tmp_path, patience=1)
@@ -472,11 +473,11 @@ def test_a_bad_configuration_is_one_sentence(tmp_path, text, says):
 def test_the_example_holds_the_defaults():
     import yaml
 
-    assert read_config(C.EXAMPLE) == C.Configuration()
-    written = yaml.safe_load(C.EXAMPLE.read_text())
-    assert set(written) == set(C.Configuration.model_fields)
-    for name in C.KINDS:
-        assert set(written[name]) == set(type(getattr(C.Configuration(), name)).model_fields)
+    assert read_config(cluster_start.EXAMPLE) == cluster_start.Configuration()
+    written = yaml.safe_load(cluster_start.EXAMPLE.read_text())
+    assert set(written) == set(cluster_start.Configuration.model_fields)
+    for name in cluster_start.KINDS:
+        assert set(written[name]) == set(type(getattr(cluster_start.Configuration(), name)).model_fields)
 
 
 def test_the_readme_has_a_configuration_that_is_read(tmp_path):
@@ -495,7 +496,7 @@ def stand_in(folder, name, text):
     path.chmod(path.stat().st_mode | stat.S_IXUSR)
 
 
-@pytest.mark.parametrize("kind", C.KINDS)
+@pytest.mark.parametrize("kind", cluster_start.KINDS)
 def test_start(kind, tmp_path, monkeypatch):
     stand_in(tmp_path, "ssh", 'echo "$@" >> $(dirname $0)/calls; exec bash -c "${@: -1}"')
     stand_in(
@@ -526,11 +527,13 @@ def test_start(kind, tmp_path, monkeypatch):
 
 def test_a_gpu_to_each_worker(monkeypatch):
     started = []
-    monkeypatch.setattr(C, "_scheduler", lambda *a: type("S", (), {"scheduler_address": "tcp://h:1"}))
-    monkeypatch.setattr(C, "Started", lambda cluster, wait, commands, environment=None: started.append(commands))
+    monkeypatch.setattr(cluster_start, "_scheduler", lambda *a: type("S", (), {"scheduler_address": "tcp://h:1"}))
+    monkeypatch.setattr(
+        cluster_start, "Started", lambda cluster, wait, commands, environment=None: started.append(commands)
+    )
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "2,5")
-    start("local", C.Configuration(), "cuda")
-    start("ssh", C.Configuration(ssh={"hosts": ["a", "b"], "gpus": 2}), "cuda")
+    start("local", cluster_start.Configuration(), "cuda")
+    start("ssh", cluster_start.Configuration(ssh={"hosts": ["a", "b"], "gpus": 2}), "cuda")
     local, ssh = started
     assert [c[1] for c in local] == ["CUDA_VISIBLE_DEVICES=2", "CUDA_VISIBLE_DEVICES=5"]
     assert [(c[3], f"CUDA_VISIBLE_DEVICES={n}" in c[4]) for c, n in zip(ssh, (0, 1, 0, 1))] == [
@@ -539,7 +542,7 @@ def test_a_gpu_to_each_worker(monkeypatch):
         ("b", True),
         ("b", True),
     ]
-    assert "--gres=gpu:1" in C.slurm_options(C.Configuration(), "cuda")["job_extra_directives"]
+    assert "--gres=gpu:1" in cluster_start.slurm_options(cluster_start.Configuration(), "cuda")["job_extra_directives"]
 
 
 @pytest.mark.parametrize(
@@ -583,7 +586,7 @@ def test_lth_run_says_what_is_wrong(capsys, monkeypatch, tmp_path, options, says
 def test_doctor_names_the_workers(lab, tmp_path, monkeypatch):
     monkeypatch.setenv("LTH_SCHEDULER", lab.address)
     monkeypatch.setenv("LTH_RUNS", str(tmp_path))
-    [(state, what, text)] = cli._check_cluster("")
+    [(state, what, text)] = doctor._check_cluster("")
     assert (state, what) == ("ok", "cluster") and re.fullmatch(
         rf"{lab.address}, [12] workers on {platform.node()}", text
     )

@@ -12,21 +12,18 @@ from lth_companion.lab import trials as engine
 from lth_companion.lab.store import Store
 from lth_companion.lab.sweeps import run
 from lth_companion.papers import learning_to_learn as experiments
+from lth_companion.papers import learning_to_learn_starts
 from lth_companion.papers.learning_to_learn import (
     CLEAN,
-    ImagesTrial,
-    MaskTrial,
-    OverlapTrial,
-    StartTrial,
     TicketTrial,
-    cut_off,
-    exchanged,
     find_masks,
     level_densities,
     make_ticket,
     thesis,
     thesis_size,
 )
+from lth_companion.papers.learning_to_learn_masks import ImagesTrial, MaskTrial, OverlapTrial, cut_off, exchanged
+from lth_companion.papers.learning_to_learn_starts import StartTrial
 from lth_companion.tickets import generator
 from lth_companion.training.recipe import Recipe
 
@@ -385,7 +382,7 @@ def test_masks_are_those_of_the_trained_ticket():
 
 
 def test_a_start_is_the_one_that_is_trained():
-    from lth_companion.papers.learning_to_learn import start
+    from lth_companion.papers.learning_to_learn_starts import start
 
     for init in ("standard", "saw:snip", "saw*:grasp"):
         sizes = run([StartTrial(data="digits", init=init)]).layers[0]
@@ -395,7 +392,7 @@ def test_a_start_is_the_one_that_is_trained():
             assert sizes[n]["together"] == pytest.approx(
                 float(((size > 0.8 * size.median()) & (size < 1.2 * size.median())).float().mean()), abs=2e-4
             )
-            edges = experiments.SIZES[[10, 45]]
+            edges = learning_to_learn_starts.SIZES[[10, 45]]
             assert sum(sizes[n]["bins"][10:45]) == pytest.approx(
                 int(((size >= edges[0]) & (size < edges[1])).sum()), abs=2
             )

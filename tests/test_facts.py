@@ -20,25 +20,11 @@ from lth_companion.lab.sweeps import run
 from lth_companion.methods.imp import cut
 from lth_companion.methods.supermasks import drawn, first_scores, top_scores
 from lth_companion.papers import weight_correlation as branches
-from lth_companion.papers.weight_correlation import (
-    CHANGES,
-    AgreementTrial,
-    BranchTrial,
-    RankingsTrial,
-    renumbered,
-    schedule_of,
-    sides,
-    thirds,
-    trained,
-)
-from lth_companion.papers.weight_recycling import (
-    GainTrial,
-    SupermaskTrial,
-    WatchedTrial,
-    search_recipe,
-    settings_of,
-    unpacked,
-)
+from lth_companion.papers.weight_correlation import BranchTrial, RankingsTrial, trained
+from lth_companion.papers.weight_correlation_agreement import CHANGES, AgreementTrial, renumbered, sides, thirds
+from lth_companion.papers.weight_correlation_settings import schedule_of
+from lth_companion.papers.weight_recycling import SupermaskTrial, search_recipe, settings_of, unpacked
+from lth_companion.papers.weight_recycling_watched import GainTrial, WatchedTrial
 from lth_companion.tickets import Ticket, generator
 from lth_companion.training.models import create
 from lth_companion.training.recipe import Recipe

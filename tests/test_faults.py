@@ -15,14 +15,15 @@ import pytest
 from faults import FAULTS, Lab, NotHere, Traced, inject, kept_promise
 from test_reproduce import RUN, SHOW, START, TRIALS, clone, write_notebook  # noqa: F401 (clone is a fixture)
 
-from lth_companion.lab import claims, plots, reported
 from lth_companion.lab import experiments as shared
+from lth_companion.lab import plots, reported, statistics
 from lth_companion.lab import sweeps as engine_sweeps
+from lth_companion.lab.catalogue import disk_mend
 from lth_companion.lab.cli import main
-from lth_companion.lab.reproduce import disk_mend, read_provenance
+from lth_companion.lab.provenance import read_provenance
 from lth_companion.lab.store import Store
 from lth_companion.lab.sweeps import run
-from lth_companion.papers import learning_to_learn as experiments
+from lth_companion.papers import learning_to_learn_starts
 
 SMALL = {"scheduler": dict(lth=True, notebooks=2, count=6), "nan": dict(diverge=True, count=4, workers=1)}
 # that one's workers load torch three times: its parts are tested below
@@ -129,7 +130,7 @@ def test_a_swapped_data_file_is_refused(name, says, tmp_path, monkeypatch):
     first = run(trials[:1], tmp_path / "s", progress="silent")
     assert first.failed.isna().all(), first.failed[0]
     faults.write_tiny_data(name, relabelled=100)
-    for cached in (shared.cached_data, experiments._start):
+    for cached in (shared.cached_data, learning_to_learn_starts._start):
         cached.cache_clear()  # a new worker
     refused = run(trials, tmp_path / "s", progress="silent")
     assert refused.failed[0] is None and pd.Series(refused.failed[1]).str.contains(says).all(), refused.failed[1]
@@ -168,7 +169,7 @@ def test_a_mean_says_what_it_leaves_out():
     assert reported.summary(rows, ["scorer"]).left_out.tolist() == [1, 0]
     assert "left_out" not in reported.summary(rows[rows.scorer == "b"], ["scorer"])
     with pytest.warns(UserWarning, match="seed 1 left out: {'scorer': 'a'} has no accuracy there"):
-        assert claims.differences(rows, {"scorer": "a"}, {"scorer": "b"}) == ([10, 10], [0, 2])
+        assert statistics.differences(rows, {"scorer": "a"}, {"scorer": "b"}) == ([10, 10], [0, 2])
     for fig in (
         plots.accuracy_vs_density(rows),
         plots.strip(rows),

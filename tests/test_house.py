@@ -347,3 +347,18 @@ def test_notebook_begins_with_title_and_sentence(path):
         and first[0].startswith("# ")
         and any(line.startswith("> ") for line in first[1:])
     )
+
+
+# ---------------------------------------------------------------- figures
+
+
+PICTURES = sorted((ROOT / "figures").glob("*/*/*/*.png")) + sorted((ROOT / "figures").glob("*/*/*/*.svg"))
+
+
+def test_pictures_are_light():
+    "No picture is a burden to a clone: a screen's resolution in PNG, text as text in SVG."
+    sizes = {p.relative_to(ROOT / "figures").as_posix(): p.stat().st_size for p in PICTURES if "smoke" not in p.parts}
+    bounds = {".png": 150_000, ".svg": 250_000}
+    heavy = {name: size for name, size in sizes.items() if size > bounds[name[-4:]]}
+    assert sizes and not heavy, heavy
+    assert sum(p.stat().st_size for p in (ROOT / "figures").glob("[!s]*/**/*") if p.is_file()) < 18_000_000

@@ -1,14 +1,19 @@
 """Every committed trial is still found: its description gives it back, under the hash in its pack."""
 
 import collections
+import importlib
 import json
 import pathlib
+import pkgutil
 
 import pytest
 
+import lth_companion.papers
 from lth_companion.lab.store import opened, read_pack
 from lth_companion.lab.trials import KINDS
-from lth_companion.papers import granet, learning_to_learn, weight_correlation, weight_recycling  # noqa: F401 (their kinds)
+
+for part in pkgutil.iter_modules(lth_companion.papers.__path__, "lth_companion.papers."):  # their kinds
+    importlib.import_module(part.name)
 
 PACKS = sorted((pathlib.Path(__file__).parent.parent / "figures").glob("*/*/trials.jsonl.xz"))
 

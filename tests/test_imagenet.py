@@ -18,6 +18,7 @@ from PIL import Image
 
 from lth_companion.methods.dynamic import DropGrow, initial_masks, settings
 from lth_companion.papers import granet_imagenet as I
+from lth_companion.papers import granet_parallel, granet_training
 from lth_companion.tickets import Ticket, prunable
 from lth_companion.training.costs import positions
 
@@ -55,17 +56,17 @@ def one(data, world, method="GraNet (s_i=0.5)", name="conv-2", dtype=torch.float
     """Train on `batch` images a step over all ranks, 6 or 5 steps an epoch, an event every 2: masks after each
     event, final weights, records.
     """
-    train, val = I.open_folder(data, 32, seed=3)
+    train, val = granet_parallel.open_folder(data, 32, seed=3)
     net, events = network(name, dtype), []
 
     def note(t, masks):
         return events.append((t, [m.clone() for m in masks]))
 
-    run = I.fit(
+    run = granet_training.fit(
         net,
         train,
         val,
-        I.paper_recipe(batch, epochs / 100, lr=0.05, warmup=1),
+        granet_training.paper_recipe(batch, epochs / 100, lr=0.05, warmup=1),
         settings(method, 0.1, 2, end=0.6),
         3,
         world,
@@ -117,7 +118,7 @@ def tampered(data, world):
     DropGrow.update = wrong
     try:
         one(data, world, epochs=1)
-    except I.ImagenetError as e:
+    except granet_parallel.ImagenetError as e:
         return str(e)
     finally:
         DropGrow.update = update
@@ -126,7 +127,7 @@ def tampered(data, world):
 def work(rank, size, data, folder, jobs):
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=size)
-    world = I.World(rank, size)
+    world = granet_parallel.World(rank, size)
     for name, f, kw in jobs:
         torch.save(f(data, world, **kw), f"{folder}/{name}-{rank}")
     dist.destroy_process_group()
@@ -162,7 +163,7 @@ def test_ranks_hold_the_same_masks_and_weights(pair, method):
 
 @pytest.mark.parametrize("method", WANTED)
 def test_two_ranks_are_one_process_with_the_whole_batch(pair, data, method):
-    two, alone = pair[method][0], one(data, I.World(), method)
+    two, alone = pair[method][0], one(data, granet_parallel.World(), method)
     for (t, x), (u, y) in zip(two["events"], alone["events"], strict=True):
         assert t == u and same(x, y), f"masks differ after iteration {t}"
     moved = sum(sum(event["gone"]) for event in two["history"])
@@ -188,12 +189,15 @@ def test_three_ranks_resume_bit_for_bit(data, tmp_path):
 
 
 def test_loader_processes_change_nothing(data):
-    train, _ = I.open_folder(data, 32, seed=1)
-    batches = [list(I.training_batches(train, 2, 12, I.World(1, 2), 1, workers)) for workers in (0, 2)]
+    train, _ = granet_parallel.open_folder(data, 32, seed=1)
+    batches = [
+        list(granet_parallel.training_batches(train, 2, 12, granet_parallel.World(1, 2), 1, workers))
+        for workers in (0, 2)
+    ]
     assert len(batches[0]) == 4
     for (x, y), (u, v) in zip(*batches, strict=True):
         assert torch.equal(x, u) and torch.equal(y, v)
-    other = next(iter(I.training_batches(train, 3, 12, I.World(1, 2), 1)))
+    other = next(iter(granet_parallel.training_batches(train, 3, 12, granet_parallel.World(1, 2), 1)))
     assert not torch.equal(other[0], batches[0][0][0])
 
 
@@ -262,8 +266,8 @@ def test_torchrun_leaves_a_correct_result(finished, data):
     assert ticket.kept == found["kept"] and sum(ticket.kept.values()) == round(
         0.2 * sum(w.numel() for w in prunable(net).values())
     )
-    _, val = I.open_folder(data, 32)
-    loss, top = I.evaluate(net, val)
+    _, val = granet_parallel.open_folder(data, 32)
+    loss, top = granet_parallel.evaluate(net, val)
     assert top == found["top1_last"] == found["epochs"][-1]["top1"] and abs(loss - found["epochs"][-1]["loss"]) < 1e-5
     tops = [e["top1"] for e in found["epochs"]]
     assert found["top1_best"] == max(tops) == tops[found["best_epoch"] - 1] and found["diverged"] is None
@@ -363,10 +367,15 @@ def test_one_process_and_options(data, tmp_path):
 
 
 def test_bfloat16_is_not_float32(data):
-    train, val = I.open_folder(data, 32)
+    train, val = granet_parallel.open_folder(data, 32)
     runs = [
-        I.fit(
-            I.build("resnet-20", 32, 4, 0, 0.25), train, val, I.paper_recipe(32, 0.01), settings("static", 0.5), bf16=on
+        granet_training.fit(
+            I.build("resnet-20", 32, 4, 0, 0.25),
+            train,
+            val,
+            granet_training.paper_recipe(32, 0.01),
+            settings("static", 0.5),
+            bf16=on,
         )
         for on in (False, True)
     ]
@@ -483,12 +492,12 @@ def test_a_mistake_is_said_once_a_machine(data, tmp_path, capsys, monkeypatch):
 def test_more_processes_than_gpus(monkeypatch):
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     monkeypatch.setenv("LOCAL_RANK", "2")
-    with pytest.raises(I.ImagenetError, match="--nproc_per_node=2"):
-        I.choose_device()
+    with pytest.raises(granet_parallel.ImagenetError, match="--nproc_per_node=2"):
+        granet_parallel.choose_device()
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
-    assert I.choose_device() == torch.device("cpu")
-    with pytest.raises(I.ImagenetError, match="--device cpu"):
-        I.choose_device("cuda")
+    assert granet_parallel.choose_device() == torch.device("cpu")
+    with pytest.raises(granet_parallel.ImagenetError, match="--device cpu"):
+        granet_parallel.choose_device("cuda")
 
 
 def test_help_has_an_example(capsys):

@@ -25,6 +25,7 @@ from lth_companion.lab.store import Store
 from lth_companion.lab.sweeps import run
 from lth_companion.methods.imp import admm, branch, check_rate, cut, imp, shuffle_masks, smart_masks, spared
 from lth_companion.papers import weight_correlation as branches
+from lth_companion.papers import weight_correlation_settings
 from lth_companion.papers.weight_correlation import BranchTrial, below, dense, make_ticket, rewound, trained
 from lth_companion.selection import SelectionError
 from lth_companion.tickets import Ticket, TicketError, generator, prunable
@@ -473,9 +474,9 @@ def test_the_frozen_defaults_have_not_changed():
 
 
 def test_known_hashes():
-    s = branches.correlation_settings("laptop")["LeNet on MNIST"]
+    s = weight_correlation_settings.correlation_settings("laptop")["LeNet on MNIST"]
     assert [
-        branches.branch_trial(s, kind, level, 0.1, 100).hash[:12]
+        weight_correlation_settings.branch_trial(s, kind, level, 0.1, 100).hash[:12]
         for kind, level in (("dense", 0), ("WT", 8), ("ADMM P&F", 3), ("rewind", 14))
     ] == HASHES
 
@@ -524,7 +525,7 @@ def test_golden_branches(tmp_path):
         (lambda: rewound(small(masks="imp", level=1, start="rewound", rewind=10_000)), "end of training"),
         (lambda: train(network(small()), datasets.load("digits"), FEW, begin=36), "rewind to an earlier"),
         (lambda: branch(Ticket.of(network(small())), Ticket.of(network(small(width=0.2))).masks), "shape"),
-        (lambda: branches.correlation_settings("laptop") and network(small(model="vgg-11")), "32"),
+        (lambda: weight_correlation_settings.correlation_settings("laptop") and network(small(model="vgg-11")), "32"),
         (lambda: small(masks="imp", level=0), "level"),
         (lambda: small(level=2), "level"),
         (lambda: small(recipe=Recipe()), "patience"),

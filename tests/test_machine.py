@@ -9,7 +9,7 @@ import pytest
 
 from lth_companion.lab import machine
 from lth_companion.papers.granet import _sparse_setting, granet_settings, sparse_trial
-from lth_companion.papers.weight_recycling import recycling_settings, table_searches
+from lth_companion.papers.weight_recycling_settings import recycling_settings, table_searches
 from lth_companion.training.recipe import Recipe
 
 

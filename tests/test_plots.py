@@ -12,6 +12,7 @@ import pandas as pd
 import pytest
 
 from lth_companion.lab import plots as p
+from lth_companion.lab import style
 
 
 def rows():
@@ -223,3 +224,13 @@ def test_a_missing_column_is_named(draw):
 def test_sizes_fit_the_page():
     for draw in FIGURES.values():
         assert draw().get_size_inches()[0] in (p.COLUMN, p.TEXT / 2, p.TEXT)
+
+
+def test_an_svg_does_not_hang_on_the_last_bit():
+    "Another processor's arithmetic may round otherwise: neither ids nor coordinates show it."
+    one = """<path id="m0123456789" d="M 1.2345678 2"/><use xlink:href="#m0123456789" x="3.00000001" transform="rotate(-0 1.2345678 2)"/>
+<g clip-path="url(#pabcdef0123)"/><clipPath id="pabcdef0123"><rect x="0.1234" y="-0.0001" width="7.5" height="1"/></clipPath>"""
+    two = one.replace("1.2345678", "1.2345679").replace("0123456789", "9876543210").replace("abcdef0123", "3210fedcba")
+    assert style.lean(one) == style.lean(two)
+    assert 'd="M 1.23 2"' in style.lean(one) and 'href="#i0" x="3"' in style.lean(one)
+    assert "url(#i1)" in style.lean(one) and 'id="i1"' in style.lean(one) and 'y="0"' in style.lean(one)

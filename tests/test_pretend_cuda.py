@@ -42,7 +42,11 @@ from lth_companion.papers import (
     granet as sparse_training,
 )
 from lth_companion.papers import (
-    granet_imagenet as imagenet,
+    granet_parallel,
+    learning_to_learn_masks,
+    learning_to_learn_starts,
+    weight_correlation_agreement,
+    weight_recycling_watched,
 )
 from lth_companion.papers import (
     learning_to_learn as experiments,
@@ -78,8 +82,8 @@ def forget():
     shared._recent.clear()
     for cached in (
         shared.cached_data,
-        experiments._start,
-        experiments._pixel_spread,
+        learning_to_learn_starts._start,
+        experiments.pixel_spread,
         shared._same_content,
         sparse_training._dense_run,
     ):
@@ -772,7 +776,7 @@ def ticket_examples():
 
 
 def start_examples():
-    T = experiments.StartTrial
+    T = learning_to_learn_starts.StartTrial
     return {
         f"{init}": T(data="digits", train_size=160, init=init, saw_images=50)
         for init in ("standard", "saw:snip", "saw*:grasp")
@@ -783,7 +787,7 @@ def start_examples():
 
 
 def mask_examples():
-    T = experiments.MaskTrial
+    T = learning_to_learn_masks.MaskTrial
     return {
         f"{s} {r}": T(**FOUND | dict(scorer=s, rounds=r))
         for s in ("magnitude", "snip", "grasp", "synflow", "magnitude>synflow")
@@ -797,7 +801,7 @@ def mask_examples():
 
 
 def overlap_examples():
-    T, M = experiments.OverlapTrial, experiments.MaskTrial
+    T, M = learning_to_learn_masks.OverlapTrial, learning_to_learn_masks.MaskTrial
     pairs = {
         s: (M(**FOUND | dict(scorer=s)), M(**FOUND | dict(scorer="magnitude")))
         for s in ("snip", "grasp", "synflow", "random")
@@ -809,7 +813,7 @@ def overlap_examples():
 
 def images_examples():
     return {
-        f"{n} {dull}": experiments.ImagesTrial(data="digits", train_size=n, dull=dull)
+        f"{n} {dull}": learning_to_learn_masks.ImagesTrial(data="digits", train_size=n, dull=dull)
         for n in (160, 80, 40)
         for dull in (0.1, 0.5)
     }
@@ -827,13 +831,16 @@ def rankings_examples():
 
 
 def agreement_examples():
-    T = branches.AgreementTrial
+    T = weight_correlation_agreement.AgreementTrial
     found = {
         f"{left} {right}": T(**LENET, left=left, right=right)
         for left in ("initial", "trained", "fresh")
         for right in ("initial", "trained")
     }
-    found |= {change: T(**LENET, left="trained", change=change) for change in ("units renumbered", *branches.CHANGES)}
+    found |= {
+        change: T(**LENET, left="trained", change=change)
+        for change in ("units renumbered", *weight_correlation_agreement.CHANGES)
+    }
     return found | {
         "another run": T(**LENET, left="trained", other=1),
         "noise": T(**LENET, left="trained", noise=0.5),
@@ -844,7 +851,7 @@ def agreement_examples():
 
 def watched_examples():
     T, S, r = (
-        searches.WatchedTrial,
+        weight_recycling_watched.WatchedTrial,
         searches.settings_of,
         dict(recipe=R.model_copy(update=dict(nesterov=False, max_epochs=3))),
     )
@@ -856,7 +863,7 @@ def watched_examples():
 
 def gain_examples():
     return {
-        f"{d} {n}": searches.GainTrial(search=searches.settings_of("Biprop", d, 1), masks=n)
+        f"{d} {n}": weight_recycling_watched.GainTrial(search=searches.settings_of("Biprop", d, 1), masks=n)
         for d in (0.1, 0.2, 0.5)
         for n in (1, 3)
     }
@@ -1008,8 +1015,10 @@ def gpu_examples():
             searches.SupermaskTrial(**conv, search=S("Biprop", 0.3, 2), trained=EXACT),
         ],
         "ensemble": [searches.EnsembleTrial(**conv, search=S("Biprop", 0.3, 2), members=2, paths=1, points=3)],
-        "agreement": [branches.AgreementTrial(**conv, left="trained", right="initial")],
-        "supermask-watched": [searches.WatchedTrial(**conv, search=S("Biprop", 0.3, 2), record=(1,), origins=(2,))],
+        "agreement": [weight_correlation_agreement.AgreementTrial(**conv, left="trained", right="initial")],
+        "supermask-watched": [
+            weight_recycling_watched.WatchedTrial(**conv, search=S("Biprop", 0.3, 2), record=(1,), origins=(2,))
+        ],
         "ticket": [
             experiments.TicketTrial(
                 data="digits", train_size=160, density=density, rounds=rounds, levels=2, recipe=EXACT
@@ -1361,7 +1370,7 @@ def test_imagenet_training(images, monkeypatch):
 
     def trained(device):
         monkeypatch.setattr(test_imagenet, "network", lambda name, dtype: made(name, dtype).to(device))
-        return test_imagenet.one(images, imagenet.World(device=device), dtype=torch.float32)
+        return test_imagenet.one(images, granet_parallel.World(device=device), dtype=torch.float32)
 
     both(trained)
 

@@ -24,7 +24,8 @@ CALLS = {  # what a notebook could call; each is refused
     "learning_to_learn": (
         """
 from lth_companion.methods.scorers import snip
-from lth_companion.papers.learning_to_learn import StartTrial, find_masks, prune, start, thesis, train_cohort
+from lth_companion.papers.learning_to_learn import find_masks, prune, thesis, train_cohort
+from lth_companion.papers.learning_to_learn_starts import StartTrial, start
 from lth_companion.training import data as datasets
 from lth_companion.training.models import create
 trial = thesis("standard snip U-MS", .1, data="digits")
@@ -35,7 +36,8 @@ calls = [lambda: create("lenet-300-100"), lambda: datasets.load("digits"), lambd
     ),
     "weight_correlation": (
         """
-from lth_companion.papers.weight_correlation import AgreementTrial, BranchTrial, initial, trained
+from lth_companion.papers.weight_correlation import BranchTrial, initial, trained
+from lth_companion.papers.weight_correlation_agreement import AgreementTrial
 from lth_companion.training.models import create
 small = dict(data="digits", width=.1)
 calls = [lambda: create("lenet-300-100"), lambda: initial(BranchTrial(**small)), lambda: trained(BranchTrial(**small)), lambda: AgreementTrial.run_group([AgreementTrial(**small)])]
@@ -46,7 +48,8 @@ calls = [lambda: create("lenet-300-100"), lambda: initial(BranchTrial(**small)),
         """
 from lth_companion.methods.supermasks import drawn
 from lth_companion.papers.weight_correlation import network
-from lth_companion.papers.weight_recycling import GainTrial, SupermaskTrial, WatchedTrial, search_recipe, settings_of
+from lth_companion.papers.weight_recycling import SupermaskTrial, search_recipe, settings_of
+from lth_companion.papers.weight_recycling_watched import GainTrial, WatchedTrial
 small = dict(data="digits", width=.1, recipe=search_recipe(2), search=settings_of("EP+Recycle", .4, 2))
 calls = [lambda: network(SupermaskTrial(**small)), lambda: SupermaskTrial.run_group([SupermaskTrial(**small)]), lambda: WatchedTrial.run_group([WatchedTrial(**small)]),
          lambda: GainTrial.run_group([GainTrial(search=small["search"])]), lambda: drawn((2, 3), small["search"])]

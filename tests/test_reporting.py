@@ -15,6 +15,7 @@ from test_cli import LTH, lth
 from test_reproduce import clone, write_notebook  # noqa: F401 (clone is a fixture)
 from test_trials import HERE, hold, logged, quiet, release, shown, until
 
+from lth_companion.lab import progress
 from lth_companion.lab import sweeps as T_sweeps
 from lth_companion.lab.store import Store
 from lth_companion.lab.sweeps import Idle, run
@@ -87,7 +88,7 @@ def sweep(tmp_path):
                 text=True,
             )
         )
-        until(lambda: T_sweeps.sweeps(Store(tmp_path / "s")), 60)
+        until(lambda: progress.sweeps(Store(tmp_path / "s")), 60)
         return started[-1]
 
     yield start
@@ -158,7 +159,7 @@ def test_what_has_ended_is_not_still_to_come():
 
 def test_a_group_in_hand_behind_another_has_not_begun(monkeypatch):
     clock = [100.0]
-    monkeypatch.setattr(T_sweeps, "time", type("Clock", (), {"monotonic": lambda: clock[0]}))
+    monkeypatch.setattr(progress, "time", type("Clock", (), {"monotonic": lambda: clock[0]}))
     bar = T_sweeps.Progress(4, 0, 40.0, "silent")
     one, two, three = ([Idle(number=n, seconds=10)] for n in range(3))
     bar.begin(one), bar.begin(two)
@@ -185,9 +186,9 @@ def test_the_time_left_is_corrected_by_what_ended(tmp_path):
 
 
 def test_the_last_group_is_not_shared_out():
-    assert T_sweeps.time_left(0, [(1, 10)], workers=4) == 9
-    assert T_sweeps.time_left(40, [(5, 10), (5, 10)], workers=2) == 25 and T_sweeps.time_left(0, [], 2, 10, 10) == 0
-    assert T_sweeps.time_left(0, [(3, 0.0)]) == 0  # a trial that says it costs nothing
+    assert progress.time_left(0, [(1, 10)], workers=4) == 9
+    assert progress.time_left(40, [(5, 10), (5, 10)], workers=2) == 25 and progress.time_left(0, [], 2, 10, 10) == 0
+    assert progress.time_left(0, [(3, 0.0)]) == 0  # a trial that says it costs nothing
 
 
 def test_one_line_for_a_person():
@@ -203,14 +204,14 @@ def test_one_line_for_a_person():
         "left": 70.0,
     }
     assert (
-        T_sweeps.progress_text(now) == "37/80 trials (3 cached, 1 failed, 42.0 a minute with 2 workers, 1.2 min left)"
+        progress.progress_text(now) == "37/80 trials (3 cached, 1 failed, 42.0 a minute with 2 workers, 1.2 min left)"
     )
     assert (
-        T_sweeps.progress_text(now | {"done": 80, "left": None, "workers": 1, "waiting": 0})
+        progress.progress_text(now | {"done": 80, "left": None, "workers": 1, "waiting": 0})
         == "80/80 trials (3 cached, 1 failed, 42.0 a minute, 49 s)"
     )
     assert (
-        T_sweeps.progress_text(now | {"done": 0, "rate": 0.0, "cached": 0, "failed": 0, "waiting": 4})
+        progress.progress_text(now | {"done": 0, "rate": 0.0, "cached": 0, "failed": 0, "waiting": 4})
         == "0/80 trials (about 1.2 min left, waiting for 4 of another run)"
     )
 
@@ -245,7 +246,7 @@ def quick(tick):
 @pytest.mark.parametrize("workers", [1, 2])
 def test_status_from_another_shell(tmp_path, shell, sweep, workers):
     process = sweep(40 * workers, workers)
-    until(lambda: T_sweeps.sweeps(Store(tmp_path / "s"))[0]["done"] > 4, 60)  # told every two seconds
+    until(lambda: progress.sweeps(Store(tmp_path / "s"))[0]["done"] > 4, 60)  # told every two seconds
     (kind, label, text, since, where), *rest = shell("status")
     assert (kind, label, where.split()[0]) == ("running", "paper/01 (smoke)", str(process.pid)) and "s ago)" in since
     done, total = map(int, text.split(" ")[0].split("/"))
@@ -271,7 +272,7 @@ def test_status_from_another_shell(tmp_path, shell, sweep, workers):
 
 def test_a_sweep_whose_process_is_gone_is_not_running(tmp_path, shell, sweep):
     process, other = sweep(100), sweep(100)
-    until(lambda: len(T_sweeps.sweeps(Store(tmp_path / "s"))) == 2, 30)
+    until(lambda: len(progress.sweeps(Store(tmp_path / "s"))) == 2, 30)
     assert [line[0] for line in shell("status")][:3] == ["running", "running", "finished"]
     process.send_signal(signal.SIGKILL)
     process.wait()
@@ -284,7 +285,7 @@ def test_an_odd_file_among_the_sweeps_is_no_sweep(tmp_path):
     (tmp_path / "sweeps").mkdir()
     for name, text in {"a": "", "b": "[", "c": "[]", "d": "{}"}.items():
         (tmp_path / "sweeps" / f"{name}.json").write_text(text)
-    assert T_sweeps.sweeps(Store(tmp_path)) == []
+    assert progress.sweeps(Store(tmp_path)) == []
 
 
 def test_the_own_sweep_is_seen_from_inside(tmp_path):
@@ -293,9 +294,9 @@ def test_the_own_sweep_is_seen_from_inside(tmp_path):
         [Idle(number=n) for n in range(3)],
         tmp_path,
         label="mine",
-        on_done=lambda *_: seen.append(T_sweeps.sweeps(Store(tmp_path))),
+        on_done=lambda *_: seen.append(progress.sweeps(Store(tmp_path))),
     )
-    assert [[r["label"] for r in found] for found in seen] == [["mine"]] * 3 and T_sweeps.sweeps(Store(tmp_path)) == []
+    assert [[r["label"] for r in found] for found in seen] == [["mine"]] * 3 and progress.sweeps(Store(tmp_path)) == []
 
 
 def test_a_status_that_cannot_be_written_stops_nothing(tmp_path):
@@ -405,7 +406,7 @@ def test_reasons_are_counted():
 def test_a_note_that_is_no_note_is_left_out(tmp_path):
     quiet(logged(tmp_path, 1, action="raise"), tmp_path / "s")
     (tmp_path / "s" / "failed" / f"{'0' * 64}.txt").write_text("cut sho")
-    assert [f["failed"] for f in T_sweeps.failures(Store(tmp_path / "s"))] == ["number 0 is not to be run"]
+    assert [f["failed"] for f in progress.failures(Store(tmp_path / "s"))] == ["number 0 is not to be run"]
 
 
 def test_the_brief_report_says_what_was_found(capsys):

@@ -15,23 +15,12 @@ import nbformat
 import papermill
 import pytest
 
-from lth_companion.lab import reproduce
-from lth_companion.lab.reproduce import (
-    Notebook,
-    ReproduceError,
-    Settings,
-    catalogue,
-    execute,
-    inspect,
-    pack_path,
-    read_params,
-    read_provenance,
-    report,
-    report_lines,
-    report_page,
-    select,
-    write_table,
-)
+from lth_companion.lab import provenance
+from lth_companion.lab.catalogue import ReproduceError, catalogue, inspect, read_params, select
+from lth_companion.lab.execution import Settings, execute
+from lth_companion.lab.notebooks import Notebook
+from lth_companion.lab.provenance import pack_path, read_provenance, write_table
+from lth_companion.lab.report import report, report_lines, report_page
 
 ROOT = Path(__file__).parent.parent
 
@@ -66,7 +55,7 @@ xs: list[int] = [0, 1]
 scale: float = 1.0
 limit: int | None = None
 sleep: float = 0.0"""
-START = """from lth_companion.lab.reproduce import Notebook
+START = """from lth_companion.lab.notebooks import Notebook
 from tiny_trials import Tiny
 here = Notebook("learning_to_learn", "01_tiny", tier=tier, device=device, workers=workers, out=out)"""
 RUN = "rows = here.run([Tiny(x=x, seed=s, sleep=sleep) for x in xs for s in (seeds or [100, 101])])"
@@ -533,11 +522,11 @@ def copied(tmp_path, monkeypatch):
     import shutil
 
     folder = tmp_path / "copy" / "lth_companion"
-    shutil.copytree(reproduce.package_folder(), folder, ignore=shutil.ignore_patterns("__pycache__"))
-    monkeypatch.setattr(reproduce, "package_folder", lambda: folder)
+    shutil.copytree(provenance.package_folder(), folder, ignore=shutil.ignore_patterns("__pycache__"))
+    monkeypatch.setattr(provenance, "package_folder", lambda: folder)
 
     def forget():
-        [f.cache_clear() for f in (reproduce.code_hash, reproduce._draws_on, reproduce.tables_hash)]
+        [f.cache_clear() for f in (provenance.code_hash, provenance._draws_on, provenance.tables_hash)]
 
     forget()
     yield folder, forget
@@ -546,8 +535,16 @@ def copied(tmp_path, monkeypatch):
 
 
 def test_a_notebook_names_what_it_renders_with(copied):
-    named = set(reproduce.rendering(ROOT / "nbs/papers/granet/05_table.ipynb"))
-    assert {"lab.reproduce", "lab.plots", "lab.claims", "lab.trials", "papers.granet"} <= named
+    named = set(provenance.rendering(ROOT / "nbs/papers/granet/05_table.ipynb"))
+    assert {
+        "lab.notebooks",
+        "lab.provenance",
+        "lab.plots",
+        "lab.style",
+        "lab.claims",
+        "lab.trials",
+        "papers.granet",
+    } <= named
     # 05 imports none of them itself
     assert not {n for n in named if n.startswith("methods.") or n in ("lab.cli", "lab.clusters")}, named
 

@@ -41,19 +41,21 @@ from lth_companion.papers.weight_recycling import (
     MAIN,
     METHODS,
     EnsembleTrial,
-    SearchSetting,
     SupermaskTrial,
-    ensemble_trial,
     member_seed,
     packed,
-    recycling_settings,
     search_recipe,
-    search_trial,
     settings_of,
-    table_searches,
-    trained_trial,
     unpacked,
     weight_facts,
+)
+from lth_companion.papers.weight_recycling_settings import (
+    SearchSetting,
+    ensemble_trial,
+    recycling_settings,
+    search_trial,
+    table_searches,
+    trained_trial,
 )
 from lth_companion.tickets import generator, prunable
 from lth_companion.training.recipe import Recipe

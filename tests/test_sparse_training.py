@@ -128,22 +128,26 @@ def test_what_takes_the_first_ten_seeds_takes_fresh_ones():
 @pytest.mark.parametrize("device", ["cpu", "cuda"])
 def test_the_gpu_tiers_name_what_a_device_can_do(device):
     "Every trial of a tier validates on both; on a CPU no graph and no bf16."
-    from lth_companion.papers import learning_to_learn, weight_correlation, weight_recycling
+    from lth_companion.papers import (
+        learning_to_learn,
+        weight_correlation_settings,
+        weight_recycling_settings,
+    )
 
     on_gpu = device == "cuda"
     found = [
         *granet_settings("gpu", device).values(),
-        *weight_correlation.correlation_settings("gpu", device).values(),
-        *weight_recycling.recycling_settings("gpu", device).values(),
+        *weight_correlation_settings.correlation_settings("gpu", device).values(),
+        *weight_recycling_settings.recycling_settings("gpu", device).values(),
     ]
     assert {(s.recipe.graph, s.recipe.precision, s.recipe.memory_format) for s in found} == {
         (on_gpu, "bf16" if on_gpu else "float32", "channels_last")
     }
     trials = [t for s in granet_settings("gpu", device).values() for *_, t in table_trials(s)] + [
-        weight_recycling.table_searches(s)[0][-1] for s in found if hasattr(s, "whole")
+        weight_recycling_settings.table_searches(s)[0][-1] for s in found if hasattr(s, "whole")
     ]
-    trials += [weight_correlation.branch_trial(s, "P&F", 3, 0.1, 100) for s in found if hasattr(s, "lrs")] + [
-        weight_recycling.trained_trial(s, 100) for s in found if hasattr(s, "whole")
+    trials += [weight_correlation_settings.branch_trial(s, "P&F", 3, 0.1, 100) for s in found if hasattr(s, "lrs")] + [
+        weight_recycling_settings.trained_trial(s, 100) for s in found if hasattr(s, "whole")
     ]
     trials += [
         learning_to_learn.thesis("standard snip U-MS", 0.005, **learning_to_learn.thesis_size("gpu", device).fields)

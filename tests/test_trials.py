@@ -18,6 +18,7 @@ import numpy as np
 import pytest
 from pydantic import BaseModel
 
+from lth_companion.lab import executors
 from lth_companion.lab import store as T_store
 from lth_companion.lab import sweeps as T_sweeps
 from lth_companion.lab import trials as T
@@ -741,9 +742,9 @@ def test_here_only(tmp_path, capsys):
 
 def test_a_worker_with_other_code_refuses():
     trial = Logged(folder=".")
-    (outcome,) = T_sweeps.run_there("test_trials:Logged", [("0" * 64, T.dumps(trial.description()))])
+    (outcome,) = executors.run_there("test_trials:Logged", [("0" * 64, T.dumps(trial.description()))])
     assert "install the same code on every machine" in outcome["failed"]
-    (outcome,) = T_sweeps.run_there("no_such_module:Logged", [(trial.hash, T.dumps(trial.description()))])
+    (outcome,) = executors.run_there("no_such_module:Logged", [(trial.hash, T.dumps(trial.description()))])
     assert "no_such_module" in outcome["failed"]
 
 
@@ -993,7 +994,9 @@ def test_plugins_are_looked_for_once_a_process(monkeypatch):
     for _ in range(3):
         assert (
             "result"
-            in T_sweeps.run_there("lth_companion.lab.sweeps:Idle", [(trial.hash, T.dumps(trial.identity["fields"]))])[0]
+            in executors.run_there("lth_companion.lab.sweeps:Idle", [(trial.hash, T.dumps(trial.identity["fields"]))])[
+                0
+            ]
         )
     assert called == [1]
 

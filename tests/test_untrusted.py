@@ -25,12 +25,12 @@ import pytest
 import safetensors.torch
 import torch
 
-from lth_companion.lab import claims, clusters, reproduce
+from lth_companion.lab import catalogue, claims, cluster_start, provenance, report
 from lth_companion.lab import store as trials_store
 from lth_companion.lab import sweeps as trials_sweeps
+from lth_companion.lab.catalogue import ReproduceError
 from lth_companion.lab.claims import ClaimError
-from lth_companion.lab.clusters import ClusterError
-from lth_companion.lab.reproduce import ReproduceError
+from lth_companion.lab.cluster_start import ClusterError
 from lth_companion.lab.store import Store, StoreError, read_pack, seal, unseal, write_pack
 from lth_companion.lab.sweeps import Idle
 from lth_companion.lab.trials import dumps
@@ -38,7 +38,7 @@ from lth_companion.measures import storage
 from lth_companion.methods.scorers import ScoreError
 from lth_companion.methods.stacking import Method, check_init, scorer
 from lth_companion.methods.supermasks import Supermask
-from lth_companion.papers import granet_imagenet as imagenet
+from lth_companion.papers import granet_parallel
 from lth_companion.tickets import Ticket, TicketError, generator, prunable
 from lth_companion.training import checkpoints, data, formats, sources
 from lth_companion.training import loop as training
@@ -296,7 +296,7 @@ def a_provenance(path):
     folder = path.parent / "p"
     folder.mkdir(exist_ok=True)
     (folder / "provenance.json").write_bytes(path.read_bytes())
-    found = reproduce.read_provenance(folder)
+    found = provenance.read_provenance(folder)
     assert not found or all(isinstance(found.get(k, {}), dict) for k in ("parameters", "code", "outputs", "trials"))
     raise ReproduceError("empty")
 
@@ -310,7 +310,7 @@ def a_measurement(path):
     (folder / "provenance.json").write_text(
         json.dumps({"outputs": {"claims.json": hashlib.sha256(path.read_bytes()).hexdigest()}})
     )
-    return claims.judge_all(claims.ledger("granet"), reproduce.measurements(folder.parent)[0])
+    return claims.judge_all(claims.ledger("granet"), report.measurements(folder.parent)[0])
 
 
 READERS = {
@@ -325,8 +325,8 @@ READERS = {
     "CIFAR batch": (formats.read_cifar_batch, ValueError),
     "CIFAR jpeg": (formats.read_cifar_jpegs, ValueError),
     "MNIST wheel": (formats.read_mnist_wheel, ValueError),
-    "notebook": (reproduce.inspect, ReproduceError),
-    "cluster": (clusters.read_config, ClusterError),
+    "notebook": (catalogue.inspect, ReproduceError),
+    "cluster": (cluster_start.read_config, ClusterError),
     "ledger": (lambda path: claims.ledger("granet", path), ClaimError),
     "explorations": (lambda path: claims.explorations("granet", "gpu", path), ClaimError),
     "provenance": (a_provenance, ReproduceError),
@@ -950,8 +950,8 @@ def test_an_odd_image_in_an_image_folder(raw, tmp_path, monkeypatch):
     for part in ("train", "val"):
         (tmp_path / part / "cat").mkdir(parents=True)
         (tmp_path / part / "cat" / "a.jpg").write_bytes(raw)
-    train, _ = imagenet.open_folder(tmp_path, 32)
-    with pytest.raises(imagenet.ImagenetError, match="restore it or remove it") as error:
+    train, _ = granet_parallel.open_folder(tmp_path, 32)
+    with pytest.raises(granet_parallel.ImagenetError, match="restore it or remove it") as error:
         train[0]
     one_sentence(error)
     assert not (tmp_path / "PWNED").exists()
@@ -989,7 +989,7 @@ def test_an_odd_cluster_configuration(text, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "c.yaml").write_text(text)
     with pytest.raises(ClusterError) as error:
-        clusters.read_config(tmp_path / "c.yaml")
+        cluster_start.read_config(tmp_path / "c.yaml")
     one_sentence(error)
     assert not (tmp_path / "PWNED").exists()
 
@@ -997,7 +997,7 @@ def test_an_odd_cluster_configuration(text, tmp_path, monkeypatch):
 def test_merge_keys_do_not_multiply(tmp_path):
     lines = ["a0: &a0 {x: 1}"] + [f"a{n}: &a{n} {{<<: [{', '.join([f'*a{n - 1}'] * 10)}]}}" for n in range(1, 12)]
     (tmp_path / "c.yaml").write_text("\n".join(lines))
-    assert within(lambda: clusters.read_config(tmp_path / "c.yaml"), seconds=10).startswith("ClusterError")
+    assert within(lambda: cluster_start.read_config(tmp_path / "c.yaml"), seconds=10).startswith("ClusterError")
 
 
 @pytest.mark.parametrize(
@@ -1039,7 +1039,7 @@ def test_an_odd_provenance_counts_as_none(tmp_path):
         '{"outputs": null}',
     ):
         (tmp_path / "provenance.json").write_text(text)
-        assert reproduce.read_provenance(tmp_path) == {} and not reproduce.unchanged(entry, {}, "cpu", tmp_path)
+        assert provenance.read_provenance(tmp_path) == {} and not provenance.unchanged(entry, {}, "cpu", tmp_path)
 
 
 def test_the_report_shows_names_and_does_not_run_them(tmp_path):
@@ -1055,7 +1055,7 @@ def test_the_report_shows_names_and_does_not_run_them(tmp_path):
             }
         )
     )
-    page = reproduce._figures_html(folder, tmp_path, ())
+    page = report.figures_html(folder, tmp_path, ())
     assert "<script" not in page and "'javascript:" not in page
 
 
@@ -1106,7 +1106,7 @@ def notebook(path, source, tags=("parameters",)):
 )
 def test_an_odd_parameters_cell_is_read_without_running_it(line, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    text = within(lambda: reproduce.inspect(notebook(tmp_path / "n.ipynb", line)), seconds=20)
+    text = within(lambda: catalogue.inspect(notebook(tmp_path / "n.ipynb", line)), seconds=20)
     assert text.startswith("ReproduceError: ") and "\n" not in text and len(text) < 1500, text[:300]
     assert not (tmp_path / "PWNED").exists()
 
@@ -1126,7 +1126,7 @@ def test_types_are_read_as_they_were(tmp_path):
         "i: tuple[()] = ()": tuple[()],
         "j: list = []": list,
     }
-    found = reproduce.inspect(notebook(tmp_path / "n.ipynb", "\n".join(written)))
+    found = catalogue.inspect(notebook(tmp_path / "n.ipynb", "\n".join(written)))
     assert [p.type for p in found.values()] == list(written.values())
 
 
@@ -1135,8 +1135,8 @@ def test_types_are_read_as_they_were(tmp_path):
 )
 def test_a_type_that_is_none_is_named(written, tmp_path):
     with pytest.raises(ReproduceError) as error:
-        entry = reproduce.Entry("p", "n", notebook(tmp_path / "n.ipynb", f"x: {written} = 1"))
-        assert reproduce.read_params(["x=zzz"], [entry])
+        entry = catalogue.Entry("p", "n", notebook(tmp_path / "n.ipynb", f"x: {written} = 1"))
+        assert catalogue.read_params(["x=zzz"], [entry])
     assert "x" in one_sentence(error)
 
 
@@ -1161,13 +1161,13 @@ def test_a_type_that_is_none_is_named(written, tmp_path):
 )
 def test_a_value_that_is_code_stays_text(value, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    entry = reproduce.Entry(
+    entry = catalogue.Entry(
         "p", "n", notebook(tmp_path / "n.ipynb", "n: int = 1\nmany: list[int] = []\nword: str = ''")
     )
     for name in ("n", "many")[: 1 if value[0] == "(" else 2]:  # empty brackets are an empty list
-        text = within(lambda name=name: reproduce.read_params([f"{name}={value}"], [entry]), seconds=20)
+        text = within(lambda name=name: catalogue.read_params([f"{name}={value}"], [entry]), seconds=20)
         assert text.startswith("ReproduceError") and "\n" not in text, text[:300]
-    assert reproduce.read_params([f"word={value}"], [entry])["p/n"]["word"] == value
+    assert catalogue.read_params([f"word={value}"], [entry])["p/n"]["word"] == value
     assert not (tmp_path / "PWNED").exists()
 
 
@@ -1198,7 +1198,7 @@ def test_papermill_writes_a_text_as_a_text(value):
 def test_a_long_first_cell_is_read_in_linear_time(text, tmp_path):
     (tmp_path / "n.ipynb").write_text(json.dumps({"cells": [{"cell_type": "markdown", "source": text}]}))
     start = time.process_time()
-    reproduce.read_entry(tmp_path / "n.ipynb")
+    catalogue.read_entry(tmp_path / "n.ipynb")
     assert time.process_time() - start < 2
 
 

@@ -118,7 +118,7 @@ def write_file(path, data: bytes):
         with contextlib.suppress(OSError):
             temporary.unlink()
 
-
+# %% ../../nbs/lab/01_store.ipynb #42d4ec9a
 def read_file(path, hash: str, aside) -> dict | None:
     "The record sealed at `path`, or None; a damaged file is reported and moved into the folder `aside`."
     try:
@@ -153,7 +153,7 @@ def write_pack(path, records):
         )
     write_file(path, lzma.compress(data, preset=6) if suffix == ".xz" else gzip.compress(data, 6, mtime=0))
 
-
+# %% ../../nbs/lab/01_store.ipynb #ab5e99ee
 def read_pack(path) -> dict[str, bytes]:
     "{hash: sealed line} of a pack; of a damaged one, reported in one sentence, the lines that can still be verified."
     data, broken = bytearray(), False
@@ -191,7 +191,7 @@ def read_pack(path) -> dict[str, bytes]:
 def _lock_file(path):
     return os.open(path, os.O_RDWR | os.O_CREAT, 0o666)  # never closed: closing would drop the locks
 
-
+# %% ../../nbs/lab/01_store.ipynb #bf79e878
 class Store:
     """Finished trials under the folder `root` (default: LTH_RUNS, or `runs`).
 
@@ -291,7 +291,7 @@ class Store:
             pass  # a file system without locks: work may be done twice, results are as safe as ever
         return True
 
-
+# %% ../../nbs/lab/01_store.ipynb #5cc624dd
 def _hash(trial):
     return trial if isinstance(trial, str) else trial.hash
 

@@ -93,7 +93,7 @@ def defaults(model: type, prefix="") -> dict:
 # %% ../../nbs/lab/00_trials.ipynb #8c225bde
 KINDS: dict[str, type] = {}  # kind -> its class; filled as classes are defined
 
-
+# %% ../../nbs/lab/00_trials.ipynb #fc098276
 class Trial(BaseModel):
     """One row of a result: a frozen, validated description; subclass it, set `kind`, add fields, define `run_group`.
 

@@ -256,7 +256,7 @@ def both_overlaps(
     """
     return tuple(_overlaps(a, b, p, scope, None, [None, given]))
 
-
+# %% ../../nbs/measures/00_correlation.ipynb #3fd6d846
 def _overlaps(a, b, p, scope, masks, givens):
     p = check_density(p, "p of R_p")
     tops = _tops(_remaining(a, b, masks), p, scope)

@@ -359,7 +359,7 @@ def _check_ends(a: Search, b: Search):
                 ' and change="none".'
             )
 
-
+# %% ../../nbs/measures/03_diversity.ipynb #689f6780
 @torch.no_grad()
 def path(search_a: Search, search_b, data, points: int = 11) -> dict[str, list[float]]:
     """The networks on the path between two searches' masks, ends included: lists 't', 'accuracy' (test, in %),

@@ -420,7 +420,7 @@ def _header(header) -> _Header:
         raise StorageError("its header contradicts itself")
     return h
 
-
+# %% ../../nbs/measures/02_storage.ipynb #e4bc6303
 @torch.no_grad()
 def unpack(tensors: dict[str, Tensor], header: dict) -> Ticket:
     """The ticket of `pack`: masks and effective weights to the bit, pruned weights 0; on the CPU.

@@ -25,7 +25,7 @@ from ..training.recipe import Result
 class DynamicError(ValueError):
     "Settings of drop and grow that do not fit each other or the training; the message names the mend."
 
-
+# %% ../../nbs/methods/05_dynamic.ipynb #1c13f7e5
 class Dynamic(BaseModel):
     """How masks change during training (GraNet, Liu et al. 2021, section 4; facts 2.2). Densities are fractions
     kept. Frozen and validated.
@@ -292,7 +292,7 @@ def _pruned(self, t, sizes, active):
     )
     return keep_largest(sizes, active, list(aim.values()))
 
-
+# %% ../../nbs/methods/05_dynamic.ipynb #78bc2bd1
 def _growth_scores(self, t, room):
     "Move 3's scores, flat, for each layer; `DynamicError` where the gradients were masked before they could be read."
     rule = self.settings.growth

@@ -40,7 +40,7 @@ def _check(rate, scope, regenerate, gradients):
             "Regeneration grows where the gradient is largest; pass the dense gradients by layer (dense_gradients)."
         )
 
-
+# %% ../../nbs/methods/06_plasticity.ipynb #d7e07b9f
 def prune_once(
     ticket: Ticket,
     rate: float,
@@ -77,7 +77,7 @@ def prune_once(
         grown = keep_largest({n: g.abs() for n, g in gradients.items()}, {n: ~m for n, m in stay.items()}, grow)
     return _with(stay, grown, ticket)
 
-
+# %% ../../nbs/methods/06_plasticity.ipynb #a447d1ff
 def _with(stay, grown, ticket):
     "(masks, survivors) in the weights' dtype."
 
@@ -165,7 +165,7 @@ def regrown(ticket: Ticket, masks: dict[str, Tensor], survivors: dict[str, Tenso
     "The ticket under `masks` whose weights are 0 where they have only just grown."
     return Ticket({n: w * survivors[n].to(w) for n, w in ticket.weights.items()}, masks, ticket.rest)
 
-
+# %% ../../nbs/methods/06_plasticity.ipynb #09d8b0f3
 def continue_for(
     model,
     ticket: Ticket,

@@ -43,7 +43,7 @@ def _stay_pruned(scores, masks):
     """
     return {n: masks[n].reciprocal().neg_().add_(1).add_(s) for n, s in scores.items()}
 
-
+# %% ../../nbs/methods/03_pruning.ipynb #9f3f9fc4
 def prune(
     model,
     scorer,

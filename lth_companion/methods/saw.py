@@ -29,7 +29,7 @@ def _minmax(scores: dict[str, Tensor]) -> dict[str, Tensor]:
         out[name] = (s - low) / span
     return out
 
-
+# %% ../../nbs/methods/02_saw.ipynb #ceb6ff3a
 def saw(scorer, variant: str = "keep_sign", reading: str = "as coded", shuffle: torch.Generator = None):
     """The initializer `(model, batches) -> weights` of Scores as Weights; the model is read, never redrawn or
     changed.

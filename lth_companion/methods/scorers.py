@@ -109,7 +109,7 @@ def _source(f) -> str:
         text = repr(getattr(f, "__code__", f))
     return hashlib.sha256(text.encode()).hexdigest()
 
-
+# %% ../../nbs/methods/00_scorers.ipynb #d6459ef2
 def lookup(name: str):
     "The scorer registered under `name`; an unknown one is answered with the nearest known name."
     if name not in SCORERS:
@@ -256,7 +256,7 @@ def _scaled_synflow(model, masks, inputs, mode):
             raw = {n: (s * scale).float() for n, s in raw.items()}
     return {n: s.abs_() for n, s in raw.items()}
 
-
+# %% ../../nbs/methods/00_scorers.ipynb #7aca0967
 @register("synflow")
 def synflow(model, batches, *, masks=None, mode="eval", generator=None) -> dict[str, Tensor]:
     """|w * dR/dw|, R = sum of the outputs of the |.|-network on one all-ones input of the batch's shape (Tanaka et

@@ -150,7 +150,7 @@ def check_init(text: str) -> str:
         f'{text[:80]!r} is no initialisation; write standard, saw:SCORER or saw*:SCORER, as in "saw:snip".'
     )
 
-
+# %% ../../nbs/methods/01_stacking.ipynb #0b7d609a
 @dataclass(frozen=True)
 class Method:
     "An initialisation, a scorer and its rounds, each in the notation; `str` prints what `parse` reads."

@@ -140,7 +140,7 @@ def gain(weights: Tensor, mask: Tensor) -> Tensor:
     "Biprop's gain of one layer: the mean size of its kept weights, 0 where none is kept."
     return (weights * mask).abs().sum() / mask.sum().clamp_min(1)
 
-
+# %% ../../nbs/methods/07_supermasks.ipynb #c9527654
 def subnetwork(weights: dict[str, Tensor], masks: dict[str, Tensor], method: str) -> dict[str, Tensor]:
     "The effective weights of a method."
     if method == "edge-popup":
@@ -298,7 +298,7 @@ def _redraw(self, rate, epoch):
         new = epoch * w.numel() + torch.arange(w.numel(), device=w.device).view(w.shape)
         self.origin[n].copy_(torch.where((draws < rate) & (masks[n] == 0), new, self.origin[n]))
 
-
+# %% ../../nbs/methods/07_supermasks.ipynb #8293e1fa
 def _state(self):
     parts = (
         {f"frozen/{n}": w for n, w in self.frozen.items()}
@@ -401,7 +401,7 @@ def search(
     with numerics(recipe, home(model)):
         return _search(model, data, recipe, settings, seed, weight_seed, score_seed, on_epoch, checkpoint, frozen)
 
-
+# %% ../../nbs/methods/07_supermasks.ipynb #d320be5a
 def _search(model, data, recipe, settings, seed, weight_seed, score_seed, on_epoch, checkpoint, frozen):
     if recipe.memory_format == "channels_last":
         model.to(memory_format=torch.channels_last)

@@ -193,7 +193,7 @@ def _sparse_setting(name, fields, epochs, densities, seeds, few, methods, **reci
         tuple(methods),
     )
 
-
+# %% ../../nbs/papers/granet/00_trials.ipynb #96eb5768
 def granet_settings(tier: str, device: str = "cpu", seeds: list = ()) -> dict[str, SparseSetting]:
     "The settings of a tier by name, the main one first. `seeds` given by the caller take the place of the tier's own."
     at = {"device": device} if device != "cpu" else {}
@@ -279,7 +279,7 @@ def granet_settings(tier: str, device: str = "cpu", seeds: list = ()) -> dict[st
         ]
     return {s.name: s for s in found}
 
-
+# %% ../../nbs/papers/granet/00_trials.ipynb #7b335e42
 def table_trials(setting: SparseSetting) -> list[tuple[str, float, SparseTrial]]:
     "Method, density and trial of every cell of a setting's table and every seed; the dense run stands at density 1."
     out = [

@@ -129,7 +129,7 @@ def inference_flops(positions: dict[str, int], kept: dict[str, int]) -> int:
     """
     return 2 * sum(positions[n] * k for n, k in _kept(positions, kept).items())
 
-
+# %% ../../nbs/training/10_costs.ipynb #2b516c25
 def dense_flops(model: nn.Module, shape: tuple) -> int:
     "FLOPs of one image's forward pass through the dense network; twice its multiply-accumulates."
     return inference_flops(positions(model, shape), sizes(model))
@@ -170,7 +170,7 @@ def training_flops(positions: dict[str, int], sizes: dict[str, int], segments: l
         total += 3 * sparse * images + (full - sparse) * dense
     return total
 
-
+# %% ../../nbs/training/10_costs.ipynb #7c2758d4
 def training_multiple(
     positions: dict[str, int], sizes: dict[str, int], segments: list, dense_images_total: int = None
 ) -> float:

@@ -92,7 +92,7 @@ def create(
     refuse_when_rebuilding("makes")
     return initialise(_build(name, shape, classes, width), generator)
 
-
+# %% ../../nbs/training/03_models.ipynb #f5c3b190
 def outline(name: str, shape: tuple = (1, 28, 28), classes: int = 10, width: float = 1.0) -> nn.Module:
     """The model that `create` would draw, on torch's meta device: its weights have shapes and no values, so that
     sizes and FLOPs are counted for nothing. Raises as `create`.
@@ -446,7 +446,7 @@ class MobileNetV2(nn.Module):
         x = F.relu6(self.last_norm(self.last(x)), inplace=True)
         return self.fc(x.mean((2, 3)))
 
-
+# %% ../../nbs/training/03_models.ipynb #8511fc4a
 @register_model("mobilenet-v2")
 def mobilenet_v2(shape=(3, 32, 32), classes=10, width=1.0) -> nn.Module:
     """Sandler et al. 2018 with strides for 32x32 images: 2,236,682 parameters on CIFAR-10, as torchvision's with 10
