@@ -6,9 +6,6 @@
 __all__ = ['app', 'Numerics', 'summary', 'provenance', 'write_json', 'build', 'say', 'imagenet', 'main']
 
 # %% ../../nbs/papers/granet/00_imagenet.ipynb #d43ca983
-from .granet_training import Run, costs_of, departures, fit, paper_recipe, steps_of
-
-# %% ../../nbs/papers/granet/00_imagenet.ipynb #d43ca983
 import json
 import math
 import os
@@ -35,6 +32,7 @@ from lth_companion.papers.granet_parallel import (
     open_folder,
     processes,
 )
+from .granet_training import Run, costs_of, departures, fit, paper_recipe, steps_of
 from ..tickets import Ticket, generator
 from ..training.data import allow_tf32
 from ..training.models import create
