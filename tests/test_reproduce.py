@@ -15,7 +15,7 @@ import nbformat
 import papermill
 import pytest
 
-from lth_companion.lab import provenance
+from lth_companion.lab import execution, provenance
 from lth_companion.lab.catalogue import ReproduceError, catalogue, inspect, read_params, select
 from lth_companion.lab.execution import Settings, execute
 from lth_companion.lab.notebooks import Notebook
@@ -523,7 +523,8 @@ def copied(tmp_path, monkeypatch):
 
     folder = tmp_path / "copy" / "lth_companion"
     shutil.copytree(provenance.package_folder(), folder, ignore=shutil.ignore_patterns("__pycache__"))
-    monkeypatch.setattr(provenance, "package_folder", lambda: folder)
+    for room in (provenance, execution):
+        monkeypatch.setattr(room, "package_folder", lambda: folder)
 
     def forget():
         [f.cache_clear() for f in (provenance.code_hash, provenance._draws_on, provenance.tables_hash)]
