@@ -330,6 +330,7 @@ SWEEP = """
     from lth_companion.papers import weight_correlation as branches
     from lth_companion.lab.store import Store
     from lth_companion.lab.sweeps import run
+    from lth_companion.training.recipe import Recipe
     plain = branches._train_level
     def counted(t):
         out = plain(t)
@@ -337,7 +338,7 @@ SWEEP = """
         if os.environ.get("DIE") == str(t.level): os.kill(os.getpid(), 9)
         return out
     branches._train_level = counted
-    few = branches.Recipe(lr=.1, momentum=.9, batch_size=128, max_epochs=2, patience=None)
+    few = Recipe(lr=.1, momentum=.9, batch_size=128, max_epochs=2, patience=None)
     rows = run([branches.BranchTrial(data="digits", width=.1, recipe=few, masks="imp" if i else "dense", level=i) for i in range(7)], Store(sys.argv[1]), progress=False)
     print(rows.digest.tolist())
 """
