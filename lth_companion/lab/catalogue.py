@@ -167,6 +167,7 @@ class Entry:
 
 # %% ../../nbs/lab/13_catalogue.ipynb #c8372b58
 def read_cells(path):
+    "A notebook's cells as (type, source, tags). ReproduceError where it cannot be read."
     try:
         cells = json.loads(Path(path).read_text(encoding="utf-8"))["cells"]
         return [(c["cell_type"], "".join(c["source"]), tuple(c.get("metadata", {}).get("tags") or ())) for c in cells]

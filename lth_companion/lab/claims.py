@@ -197,8 +197,6 @@ def distance(claim, data, tier=""):
 
 # %% ../../nbs/lab/10_claims.ipynb #353554f7
 VERDICTS = ("reproduced", "contradicted", "equivalent within m", "undecided", "not run at this tier")
-
-
 EXPLORES = "explores"  # no verdict: what seeds say that decide nothing
 
 # %% ../../nbs/lab/10_claims.ipynb #d2794c4c

@@ -41,6 +41,7 @@ def dask_distributed():
 
 # %% ../../nbs/lab/02_cluster_start.ipynb #4358d85a
 def why_of(error):
+    "An exception from Dask in one line, its type first: its text alone often says nothing."
     return f"{type(error).__name__}: {' '.join(str(error).split())[:200]}".rstrip(": ")
 
 # %% ../../nbs/lab/02_cluster_start.ipynb #5cbf565e

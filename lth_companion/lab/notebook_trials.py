@@ -105,6 +105,7 @@ def _todo(self, wanted):
 
 
 def plan_text(sweeps):
+    "Planned sweeps in a line: how many trials, how many of them cached, about how much work."
     trials, todo = {h for s in sweeps for h in s["trials"]}, {h for s in sweeps for h in s["todo"]}
     cost = {h: c for s in sweeps for h, c in s["cost"].items()}
     return (

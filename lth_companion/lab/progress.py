@@ -31,6 +31,7 @@ def _split(items: list, parts: int) -> list[list]:
 
 
 def cost_of(group: list) -> float:
+    "Estimated core-seconds of a group of trials."
     return sum(t.cost() for t in group)
 
 
@@ -58,6 +59,7 @@ def groups(trials: list, workers: int = 1, slack: float = 1.1) -> list[list]:
 
 # %% ../../nbs/lab/05_progress.ipynb #7d5c803b
 def time_text(seconds: float) -> str:
+    "A time span as one reads it: `2.5 h`, `1.2 min`, `40 s`."
     for unit, name in ((3600, "h"), (60, "min")):
         if seconds >= unit:
             return f"{seconds / unit:.1f} {name}"

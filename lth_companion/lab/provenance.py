@@ -38,25 +38,7 @@ def package_folder() -> Path:
 
 # %% ../../nbs/lab/14_provenance.ipynb #5b8e1a01
 # they make trials or bring them; what a trial's numbers depend on is in its identity
-RUNS_ONLY = (
-    "training",
-    "methods",
-    "lab.catalogue",
-    "lab.cli",
-    "lab.cluster_start",
-    "lab.clusters",
-    "lab.doctor",
-    "lab.execution",
-    "lab.executors",
-    "lab.progress",
-    "lab.report",
-    "lab.store",
-    "lab.sweeps",
-    "lab.terminal",
-    "lab.trial_commands",
-)
-
-
+RUNS_ONLY = ("training", "methods", "lab.catalogue", "lab.clusters", "lab.progress", "lab.store", "lab.sweeps")
 RENDERS = ("lab.notebooks", "lab.plots", "lab.claims")
 
 
@@ -228,6 +210,7 @@ def tidy(value):
 
 
 def json_text(value):
+    "`value` as sorted JSON, one byte sequence for one value."
     return json.dumps(value, indent=1, sort_keys=True, ensure_ascii=False, allow_nan=False) + "\n"
 
 # %% ../../nbs/lab/14_provenance.ipynb #1e1accd0

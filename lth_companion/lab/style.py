@@ -196,6 +196,7 @@ def shown(png):
 
 # %% ../../nbs/lab/11_style.ipynb #a50cd2b5
 def new_axes(width, height, rows=1, columns=1, **kw):
+    "A figure of `width` by `height` inches without pyplot, and its axes."
     fig = Figure(figsize=(width, height))
     return fig, fig.subplots(rows, columns, **kw)
 

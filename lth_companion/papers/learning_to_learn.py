@@ -124,6 +124,7 @@ def _inverted(scorer):
 
 
 def shots_of(trial):
+    "In how many rounds a trial prunes."
     return trial.shots if trial.rounds.endswith("MS") else 1
 
 
@@ -359,6 +360,7 @@ def run_levels(trial: TicketTrial) -> tuple[dict, Ticket, Ticket, dict]:
 # %% ../../nbs/papers/learning_to_learn/00_trials.ipynb #760c986a
 @lru_cache(maxsize=2)
 def pixel_spread(*key):
+    "Standard deviation of each normalised pixel over the training images, shape (pixels,)."
     return cached_data(*key).normalise(cached_data(*key).train_x).flatten(1).std(0).cpu()
 
 

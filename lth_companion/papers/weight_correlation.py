@@ -118,8 +118,6 @@ def is_level(trial: BranchTrial) -> bool:
 
 
 BranchTrial.components = lambda t: dict(VERSIONS)
-
-
 BranchTrial.group_key = lambda t: (*(getattr(t, k) for k in SHARED), is_level(t))
 
 # %% ../../nbs/papers/weight_correlation/00_trials.ipynb #29307852
@@ -240,6 +238,7 @@ P = (0.1, 0.2, 0.3, 0.4, 0.5)
 
 
 def agreement_numbers(o, digits=6):
+    "An overlap's value, and mean and standard deviation of its chance, rounded."
     return [round(float(v), digits) for v in (o.value, o.null_mean, o.null_sd)]
 
 

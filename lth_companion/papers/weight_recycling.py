@@ -155,6 +155,7 @@ def _run_one(trial):
 
 # %% ../../nbs/papers/weight_recycling/00_trials.ipynb #ab5ea154
 def curves_of(result):
+    "A search's accuracies (%) and losses as its row has them; a loss that is not finite is None."
     return {
         "accuracy": result.accuracies[-1],
         "best": max(result.accuracies),
@@ -177,6 +178,7 @@ def _stopped(trial, result, why):
 
 
 def ticket_facts(work, ticket, first):
+    "What a row says of the ticket that a search found: counts by layer, digest, bits in each exact form."
     if ticket is None:
         return {"kept": None, "layers": {}, "empty": [], "digest": None, "bits": {}}
     ticket = on_cpu(ticket)
@@ -194,8 +196,6 @@ def ticket_facts(work, ticket, first):
 
 
 SupermaskTrial.run_group = classmethod(lambda cls, trials: [_run_one(t) for t in trials])
-
-
 SupermaskTrial.group_key = lambda t: t.hash
 
 # %% ../../nbs/papers/weight_recycling/00_trials.ipynb #bdcd0356
@@ -344,8 +344,6 @@ METHODS = {
     "EP+Recycle, normal": dict(method="edge-popup", weights="normal", change="recycle"),
     "Biprop+Recycle, constant": dict(method="biprop", weights="constant", change="recycle"),
 }
-
-
 MAIN = ("Edge-Popup", "EP+Recycle", "IteRand", "Biprop", "Biprop+Recycle", "Biprop+IteRand")
 
 

@@ -44,24 +44,23 @@ class SearchSetting(Setup):
         return self.seeds if density in self.whole else self.seeds[: self.few]
 
 
+def _trial(kind, setting, method, density, seed, fields, options):
+    fields = setting.fields | {"recipe": setting.recipe} | (fields or {})
+    return kind(**fields, search=setting.settings(method, density, fields, options), seed=seed)
+
+
 def search_trial(
     setting: SearchSetting, method: str, density: float, seed: int, fields: dict = None, **options
 ) -> SupermaskTrial:
     "The trial of a method of `METHODS`; `options` are those of `Supermask`, `fields` override the trial's own."
-    if fields is None:
-        fields = {}
-    fields = setting.fields | {"recipe": setting.recipe} | fields
-    return SupermaskTrial(**fields, search=setting.settings(method, density, fields, options), seed=seed)
+    return _trial(SupermaskTrial, setting, method, density, seed, fields, options)
 
 # %% ../../nbs/papers/weight_recycling/00_settings.ipynb #bd2259f6
 def ensemble_trial(
     setting: SearchSetting, method: str, density: float, seed: int, fields: dict = None, **options
 ) -> EnsembleTrial:
     "Searches of one method beside each other; `fields` override the trial's own (members, vary, paths ...)."
-    if fields is None:
-        fields = {}
-    fields = setting.fields | {"recipe": setting.recipe} | fields
-    return EnsembleTrial(**fields, search=setting.settings(method, density, fields, options), seed=seed)
+    return _trial(EnsembleTrial, setting, method, density, seed, fields, options)
 
 
 def trained_trial(
