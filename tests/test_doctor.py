@@ -17,7 +17,7 @@ import venv
 import pytest
 import typer
 
-from lth_companion.lab import cli
+from lth_companion.lab import cli, terminal
 
 ROOT = pathlib.Path(__file__).parent.parent
 SITE = pathlib.Path(typer.__file__).parent.parent  # of all packages
@@ -110,7 +110,11 @@ def test_python_is_too_old(tmp_path):
         "",
         f"lth: Python 3.9.18 is too old: install Python 3.11 or newer, then {INSTALL}\n",
     )
+    # the command's module imports the one that looks before any other
     text = pathlib.Path(cli.__file__).read_text()
+    first = next(n for n in ast.parse(text, feature_version=(3, 9)).body if isinstance(n, (ast.Import, ast.ImportFrom)))
+    assert first.module == terminal.__name__
+    text = pathlib.Path(terminal.__file__).read_text()
     ast.parse(text, feature_version=(3, 9))
     least = re.search(r"min_python = (\S+)", (ROOT / "settings.ini").read_text())[1]
     assert (

@@ -114,7 +114,7 @@ def test_the_search_for_dangers_finds_them(line):
     assert dangers(line)
 
 
-ALLOWED = {"formats": {"pickle.Unpickler"}, "clusters": {"yaml.load"}}  # each with a test of its own below
+ALLOWED = {"formats": {"pickle.Unpickler"}, "cluster_start": {"yaml.load"}}  # each with a test of its own below
 
 
 @pytest.mark.parametrize("path", sorted((ROOT / "lth_companion").rglob("*.py")), ids=lambda p: p.stem)
@@ -123,7 +123,7 @@ def test_no_module_runs_what_a_file_says(path):
 
 
 def test_yaml_is_read_by_a_safe_loader():
-    tree = ast.parse((ROOT / "lth_companion/lab/clusters.py").read_text())
+    tree = ast.parse((ROOT / "lth_companion/lab/cluster_start.py").read_text())
     (call,) = (n for n in ast.walk(tree) if isinstance(n, ast.Call) and ast.unparse(n.func) == "yaml.load")
     (loader,) = (n for n in ast.walk(tree) if isinstance(n, ast.ClassDef) and n.name == ast.unparse(call.args[1]))
     assert list(map(ast.unparse, loader.bases)) == ["yaml.SafeLoader"] and [n.name for n in loader.body] == [
@@ -160,7 +160,7 @@ def test_no_notebook_or_script_runs_what_a_file_says():
     for path in notebooks:
         if "runs" in path.relative_to(ROOT).parts:
             continue
-        allowed = ALLOWED.get({"00_formats": "formats", "02_clusters": "clusters"}.get(path.stem), set())
+        allowed = ALLOWED.get({"00_formats": "formats", "02_cluster_start": "cluster_start"}.get(path.stem), set())
         for source in cell_sources(path):
             assert not re.search(r"^\s*!", source, re.MULTILINE), f"{path.name} runs a shell command"
             assert dangers(source) <= allowed, (path.name, source[:200])
